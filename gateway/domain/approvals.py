@@ -1,0 +1,213 @@
+"""Approvals and their batches: states, fingerprints, who may decide (APPR-1, APPR-5 to APPR-7).
+
+    approval   pending → approved | denied | expired | canceled | superseded
+    batch      waiting → ready → claimed → dispatched → done | failed | indeterminate
+               waiting → abandoned
+
+A batch is all approval requests of one upstream response; upstream wants them answered together.
+The transitions themselves are atomic functions in the store; this module holds what can be
+decided without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from gateway.domain.identity import Principal, Role
+
+
+class ApprovalStatus(StrEnum):
+    """Where an approval is; every status but `pending` is final."""
+
+    PENDING = "pending"
+    APPROVED = "approved"
+    DENIED = "denied"
+    EXPIRED = "expired"
+    CANCELED = "canceled"
+    SUPERSEDED = "superseded"
+
+
+class BatchStatus(StrEnum):
+    """Where the continuation of a turn is."""
+
+    WAITING = "waiting"
+    READY = "ready"
+    CLAIMED = "claimed"
+    DISPATCHED = "dispatched"
+    DONE = "done"
+    FAILED = "failed"
+    INDETERMINATE = "indeterminate"
+    ABANDONED = "abandoned"
+
+
+class Verdict(StrEnum):
+    """What a person says."""
+
+    APPROVE = "approve"
+    DENY = "deny"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """One `mcp_approval_request` of an upstream, and its answer.
+
+    Attributes:
+        id: Ours, `apr_…`; `request_id` is the upstream's, `mcpr_…`.
+        turn_id: The response id that the caller sees; `response_id` the leg that asked.
+        batch_id: Equal to `response_id`; the tenant scopes it.
+        arguments: The raw JSON text from the upstream, never re-encoded.
+        requester: Subject of the principal whose turn asks.
+        end_user: The end user that the turn is for, or "".
+        by: Who answers: "approver", "caller" (the native flow), or "policy" (born decided).
+        approvers: `role:…`, `group:…`, `subject:…`, frozen when the approval is created.
+        created_at: Seconds since the epoch, by the store's clock; so are the other times.
+        decided_by: `subject:…`, `policy:<rule>` or `timeout`.
+        votes: Subjects that approved so far.
+        version: Rises with every change; the ETag.
+    """
+
+    id: str
+    tenant: str
+    batch_id: str
+    turn_id: str
+    response_id: str
+    request_id: str
+    upstream: str
+    server: str
+    server_identity: str
+    tool: str
+    arguments: str
+    fingerprint: str
+    requester: str
+    end_user: str = ""
+    rule: str = "default"
+    rule_reason: str | None = None
+    by: Literal["approver", "caller", "policy"] = "approver"
+    approvers: tuple[str, ...] = ()
+    quorum: int = 1
+    allow_self: bool = False
+    on_timeout: Literal["deny", "hold", "rewind"] = "deny"
+    timeout: float = 1800.0
+    created_at: float = 0.0
+    expires_at: float = 0.0
+    status: ApprovalStatus = ApprovalStatus.PENDING
+    decided_by: str | None = None
+    decided_at: float | None = None
+    reason: str | None = None
+    votes: tuple[str, ...] = ()
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """All approvals of one upstream response, and the continuation that answers them.
+
+    Attributes:
+        id: The upstream response id of the leg that asked.
+        open: How many approvals are still pending.
+        fence: Rises with every claim; a holder of an older one can do nothing.
+        held: What is needed to go on with the turn (opaque here; encrypted at rest).
+    """
+
+    id: str
+    tenant: str
+    turn_id: str
+    status: BatchStatus
+    open: int
+    fence: int
+    approvals: tuple[Approval, ...]
+    held: bytes = b""
+    next_response_id: str | None = None
+
+
+def new_approval_id() -> str:
+    """Make an approval id: `apr_` and 128 random bits."""
+    return "apr_" + secrets.token_hex(16)
+
+
+def fingerprint(
+    *,
+    tenant: str,
+    principal: str,
+    chain_id: str,
+    response_id: str,
+    request_id: str,
+    server: str,
+    server_identity: str,
+    tool: str,
+    definition_hash: str,
+    arguments: str,
+) -> str:
+    """Bind an approval to exactly one call (APPR-7).
+
+    A JSON array is injective: no two different inputs give the same text, which joining with
+    separators does not promise. The arguments enter as the raw text that upstream sent.
+    """
+    parts = [
+        "gw-approval-v1",
+        tenant,
+        principal,
+        chain_id,
+        response_id,
+        request_id,
+        server,
+        server_identity,
+        tool,
+        definition_hash,
+        hashlib.sha256(arguments.encode("utf-8", "surrogatepass")).hexdigest(),
+    ]
+    text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def may_decide(approval: Approval, actor: Principal) -> str | None:
+    """Tell why the actor may not decide the approval, or `None` when it may.
+
+    Returns:
+        `not_an_approver`, `self_approval` or `None`. Requester and actor are compared by
+        subject, so a second key of the same person changes nothing.
+    """
+    if approval.by == "caller":
+        return None if actor.subject == approval.requester else "not_an_approver"
+    if approval.by == "policy" or not _is_approver(approval.approvers, actor):
+        return "not_an_approver"
+    mine = actor.subject == approval.requester
+    mine = mine or (approval.end_user != "" and actor.subject == approval.end_user)
+    return "self_approval" if mine and not approval.allow_self else None
+
+
+def _is_approver(approvers: Iterable[str], actor: Principal) -> bool:
+    names = {f"subject:{actor.subject}"}
+    names.update(f"group:{group}" for group in actor.groups)
+    names.update(f"role:{role}" for role in Role if actor.has(role))
+    return not names.isdisjoint(approvers)
+
+
+def answer(approval: Approval) -> tuple[bool, str | None]:
+    """Say what the upstream is told of a decided approval: approve or not, and the true cause.
+
+    An expiry is never told as a human refusal.
+    """
+    match approval.status:
+        case ApprovalStatus.APPROVED:
+            return True, None
+        case ApprovalStatus.DENIED:
+            return False, approval.reason or "Denied."
+        case ApprovalStatus.EXPIRED:
+            minutes = max(1, round(approval.timeout / 60))
+            return False, (
+                f"No approver answered within {minutes} min. This is not a human refusal. "
+                "Do not retry the call; tell the user that it was not approved in time."
+            )
+        case ApprovalStatus.CANCELED:
+            return False, approval.reason or "The request was canceled before a decision."
+        case ApprovalStatus.SUPERSEDED:
+            return False, approval.reason or "The tool or its rules changed before a decision."
+        case ApprovalStatus.PENDING:
+            raise ValueError("a pending approval has no answer")

@@ -1,0 +1,389 @@
+"""What services need of the world, in our own words. Adapters implement these.
+
+Every store method is scoped by tenant; an id of another tenant is an unknown id (AUTH-2).
+Store methods raise `errors.StoreUnavailable` when the store cannot answer, and
+`errors.StorageFull` when it refuses to write. Nothing is half-written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from gateway.domain.approvals import Approval, Batch, BatchStatus, Verdict
+from gateway.domain.secrets import SecretRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnHead:
+    """What is known of a turn without its content.
+
+    Attributes:
+        id: The response id that the caller sees: the upstream's id of the first leg (API-4).
+        end_user: The end user that the chain belongs to, or "" (CHAIN-1).
+        upstream: Name of the upstream that holds the chain (CHAIN-2).
+        parent: The turn before it in the chain, or `None`.
+        last_leg: The upstream id of the last leg; what upstream chaining uses.
+        status: The response's `status`.
+        stored: Whether the upstream stores the response, so that it can be asked for it.
+        legs: How many upstream responses the turn has.
+        subject: Subject of the principal that began the turn.
+        model: The model name that the caller used.
+        batch: Id of the open approval batch, or "".
+    """
+
+    id: str
+    tenant: str
+    upstream: str
+    end_user: str = ""
+    parent: str | None = None
+    last_leg: str = ""
+    status: str = "completed"
+    stored: bool = True
+    legs: int = 1
+    subject: str = ""
+    model: str = ""
+    batch: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A turn with its content; the store encrypts `items` and `response` (STATE-4).
+
+    Attributes:
+        items: JSON array of the turn's own items, in order, each an object
+            `{"o": "in" | "out" | "gw", "i": <item as it came>}`: sent by the caller, made by the
+            upstream, or added by the gateway (approval responses). Not those of earlier turns.
+            Empty bytes: nothing is kept.
+        response: The response as the caller last saw it, JSON; empty where upstream is asked.
+        item_ids: Ids of the items, for look-up by `item_reference`.
+    """
+
+    head: TurnHead
+    items: bytes = b""
+    response: bytes = b""
+    item_ids: tuple[str, ...] = ()
+
+
+class TurnStore(Protocol):
+    """Turns and their chains."""
+
+    async def record(self, turn: Turn, *, ttl: int) -> None:
+        """Write a turn, replacing what was there under its id, in one round trip."""
+        ...
+
+    async def head(self, tenant: str, turn_id: str) -> TurnHead | None:
+        """Read a turn without its content."""
+        ...
+
+    async def read(self, tenant: str, turn_id: str) -> Turn | None:
+        """Read one turn with its content."""
+        ...
+
+    async def chain(self, tenant: str, turn_id: str, *, ttl: int) -> Sequence[Turn] | None:
+        """Read a turn and all before it, the first turn first, in one round trip (STATE-6).
+
+        Every turn read lives `ttl` seconds from now. `None` when the turn or one before it is
+        unknown, deleted or expired: half a chain is no chain.
+        """
+        ...
+
+    async def turns_of_items(self, tenant: str, item_ids: Sequence[str]) -> Mapping[str, str]:
+        """Find the turn ids that hold the items; unknown ones are left out."""
+        ...
+
+    async def delete(self, tenant: str, turn_id: str) -> bool:
+        """Delete a turn and its index and event log at once; false when it was not there."""
+        ...
+
+
+VoteProblem = Literal[
+    "not_found",
+    "already_decided",
+    "vote_conflict",
+    "fingerprint_mismatch",
+    "version_mismatch",
+    "expired",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoteResult:
+    """What became of a vote: the approval as it is now, and why the vote did not count."""
+
+    approval: Approval | None
+    problem: VoteProblem | None = None
+
+
+class ApprovalStore(Protocol):
+    """Approvals and batches; every transition is one atomic function by the store's clock."""
+
+    async def open_batch(
+        self,
+        *,
+        tenant: str,
+        batch_id: str,
+        turn_id: str,
+        approvals: Sequence[Approval],
+        held: bytes,
+        ttl: int,
+        claim_lease: float | None = None,
+    ) -> Batch:
+        """Create a batch with its approvals; `created_at` and `expires_at` are set here.
+
+        Approvals that come with a final status are born decided. With none pending the batch is
+        `ready` with one continuation job, or, with `claim_lease`, claimed by the caller at once
+        with fence 1 and no job. A batch that exists is returned unchanged, so that a repeat
+        does no harm. Puts `approval.requested` and `approval.resolved` events into the outbox
+        for approvals with `by == "approver"`.
+        """
+        ...
+
+    async def get(self, tenant: str, approval_id: str) -> Approval | None:
+        """Read an approval; one that is past its time is expired first."""
+        ...
+
+    async def list(
+        self,
+        tenant: str,
+        *,
+        status: str | None,
+        server: str | None = None,
+        tool: str | None = None,
+        turn_id: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> tuple[Sequence[Approval], bool]:
+        """List approvals, newest first, and tell whether there are more."""
+        ...
+
+    async def by_request(self, tenant: str, request_ids: Sequence[str]) -> Mapping[str, Approval]:
+        """Find approvals by the upstream's request ids (`mcpr_…`)."""
+        ...
+
+    async def vote(
+        self,
+        tenant: str,
+        approval_id: str,
+        *,
+        actor: str,
+        verdict: Verdict,
+        fingerprint: str,
+        reason: str | None,
+        version: int | None = None,
+    ) -> VoteResult:
+        """Count one vote; whether the actor may vote was checked before.
+
+        One deny decides, approvals count up to the quorum. The same vote again by the same
+        actor changes nothing and is no problem. The last pending approval that is decided makes
+        the batch ready with exactly one continuation job. Approvals with `by == "caller"` make
+        no job: the caller's next request continues.
+        """
+        ...
+
+    async def expire_due(self, tenant: str) -> Sequence[str]:
+        """Expire approvals whose time is over (`on_timeout` = deny); returns their ids."""
+        ...
+
+    async def batch(self, tenant: str, batch_id: str) -> Batch | None:
+        """Read a batch with its approvals and what it holds."""
+        ...
+
+    async def claim(self, tenant: str, batch_id: str, *, lease: float) -> Batch | None:
+        """Claim a ready batch, or one whose lease lapsed before dispatch, for `lease` seconds.
+
+        `None` when there is nothing to claim. A batch whose lease lapsed after dispatch becomes
+        `indeterminate` and is not claimed: its request may have arrived (APPR-5).
+        """
+        ...
+
+    async def renew(self, tenant: str, batch_id: str, *, fence: int, lease: float) -> bool:
+        """Extend a claim; false when the fence is no longer ours."""
+        ...
+
+    async def dispatch(self, tenant: str, batch_id: str, *, fence: int) -> bool:
+        """Write `dispatched`, before the request is sent; false when it must not be sent."""
+        ...
+
+    async def finish(
+        self,
+        tenant: str,
+        batch_id: str,
+        *,
+        fence: int,
+        status: BatchStatus,
+        next_response_id: str | None = None,
+    ) -> bool:
+        """End a claimed or dispatched batch as `done`, `failed` or `indeterminate`."""
+        ...
+
+    async def abandon(self, tenant: str, batch_id: str, *, reason: str) -> bool:
+        """Cancel a waiting batch and its pending approvals; false when it is past waiting."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Work that goes on without its caller; delivered at least once.
+
+    Attributes:
+        kind: "continue" (subject = batch id) or "webhook" (subject = approval id).
+        event: For webhooks, `approval.requested` or `approval.resolved`.
+        event_id: Constant over repeats; the `webhook-id`.
+        occurred_at: Seconds since the epoch, by the store's clock.
+        target: For webhook repeats, the endpoint's index URL; "" means all endpoints.
+        attempt: 0 for the first try.
+    """
+
+    token: str
+    tenant: str
+    kind: Literal["continue", "webhook"]
+    subject: str
+    event: str = ""
+    event_id: str = ""
+    occurred_at: float = 0.0
+    target: str = ""
+    attempt: int = 0
+
+
+class JobQueue(Protocol):
+    """Jobs of all tenants, taken over from a worker that died."""
+
+    async def take(self, tenants: Sequence[str], *, limit: int) -> Sequence[Job]:
+        """Take new jobs, and those that a worker took longer than the lease ago; no waiting."""
+        ...
+
+    async def done(self, job: Job) -> None:
+        """Remove a job."""
+        ...
+
+    async def add(self, job: Job, *, delay: float = 0.0) -> None:
+        """Add a job, now or after `delay` seconds."""
+        ...
+
+
+class EventLog(Protocol):
+    """The event stream of a turn that can be joined later (STREAM-3, APPR-4)."""
+
+    async def append(
+        self,
+        tenant: str,
+        turn_id: str,
+        blocks: Sequence[tuple[int, bytes]],
+        *,
+        ttl: int,
+        end: bool = False,
+    ) -> None:
+        """Append blocks of whole frames, each with the `sequence_number` of its last event.
+
+        `end` says that no more will come. Wakes whoever waits for the turn.
+        """
+        ...
+
+    async def read(
+        self, tenant: str, turn_id: str, *, cursor: str, limit: int = 256
+    ) -> LogPage | None:
+        """Read blocks after `cursor` ("" = from the start); `None` when there is no log."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """A part of an event log: blocks, where to go on, and whether the log has ended there."""
+
+    blocks: Sequence[tuple[int, bytes]]
+    cursor: str
+    end: bool
+
+
+class Wake(Protocol):
+    """Hints between replicas. A hint may be lost: whoever waits also looks now and then."""
+
+    async def wait(self, key: str, *, seconds: float) -> bool:
+        """Wait for a hint for the key; false when `seconds` passed without one."""
+        ...
+
+
+class SecretSource(Protocol):
+    """Secrets by reference, read when they are needed."""
+
+    async def resolve(self, ref: SecretRef) -> str:
+        """Return the secret's value.
+
+        Raises:
+            SecretUnavailable: It is not there; the message names the reference only.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAnswer:
+    """An upstream's whole answer: status, headers (lower-case names) and body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class ByteStream(Protocol):
+    """An open upstream stream of bytes; `aclose` may be called twice."""
+
+    headers: Mapping[str, str]
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None:
+        """Close the connection to the upstream."""
+        ...
+
+
+class UpstreamClient(Protocol):
+    """Upstreams by name. Bodies and answers are bytes; nothing is retried here but a token.
+
+    Every method raises `errors.UpstreamRefused` for an HTTP error of the upstream (with its
+    status, headers and body), `errors.UpstreamUnreachable` when provably nothing was sent,
+    `errors.UpstreamTimeout` and `errors.UpstreamDisconnected` when it may have been.
+    """
+
+    async def send(
+        self,
+        upstream: str,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> UpstreamAnswer:
+        """Send a request and read the whole answer."""
+        ...
+
+    async def open(
+        self,
+        upstream: str,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> ByteStream:
+        """Send a request and return its open stream, once the status is known to be 2xx."""
+        ...
+
+
+class Cipher(Protocol):
+    """Authenticated encryption under the key ring (STATE-4)."""
+
+    def encrypt(self, plain: bytes, *, tenant: str, kind: str, id: str) -> bytes:
+        """Seal under the first key, bound to tenant, record kind and id."""
+        ...
+
+    def decrypt(self, sealed: bytes, *, tenant: str, kind: str, id: str) -> bytes:
+        """Open with whichever key sealed it.
+
+        Raises:
+            Undecipherable: Unknown key, altered bytes, or bound to something else.
+        """
+        ...

@@ -1,0 +1,83 @@
+"""What the operator registered: upstreams, model routes, MCP servers (API-8, MCP-1, CHAIN-2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gateway.domain.secrets import SecretRef
+
+
+@dataclass(frozen=True, slots=True)
+class EntraAuth:
+    """Entra ID tokens for the upstream, by azure-identity (API-8)."""
+
+    scope: str = "https://cognitiveservices.azure.com/.default"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyAuth:
+    """A key for the upstream, read when it is sent."""
+
+    value: SecretRef
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A provider resource that runs the model; the encryption boundary of its chains (CHAIN-2).
+
+    Attributes:
+        timeout: Seconds until the first byte of an answer; also the longest silence in a stream.
+        repair: What one retry leaves out when the upstream refuses a reasoning blob or an item
+            id: the reasoning items, the ids too, or nothing (STATE-5).
+    """
+
+    name: str
+    kind: Literal["azure", "openai", "compatible"]
+    base_url: str
+    auth: EntraAuth | ApiKeyAuth
+    query: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    timeout: float = 600.0
+    connect_timeout: float = 5.0
+    repair: Literal["strip_reasoning", "strip_ids", "off"] = "strip_reasoning"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A model's place: the upstream and the deployment name there."""
+
+    upstream: str
+    deployment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model name that callers use, and where it is served."""
+
+    name: str
+    routes: tuple[Route, ...]
+
+
+Trust = Literal["first_party", "reviewed", "untrusted"]
+
+
+@dataclass(frozen=True, slots=True)
+class McpServer:
+    """A remote MCP server that callers name by label alone (MCP-1).
+
+    Attributes:
+        headers: Header name to the reference of its whole value, joined at send time (MCP-2).
+        forward_headers: The caller's header name to the MCP header name; a missing one refuses
+            the request, there is no fallback to a shared credential.
+        allowed_tools: Tool names offered; `None` means all that the server lists.
+    """
+
+    label: str
+    url: str
+    description: str | None = None
+    headers: dict[str, SecretRef] = field(default_factory=dict)
+    forward_headers: dict[str, str] = field(default_factory=dict)
+    allowed_tools: tuple[str, ...] | None = None
+    trust: Trust = "untrusted"
+    attach: Literal["on_request", "always"] = "on_request"
