@@ -1,0 +1,1 @@
+"""Upstreams through the openai package, bytes in and bytes out."""

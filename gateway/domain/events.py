@@ -1,0 +1,243 @@
+"""Server-sent events as bytes: cut into frames, find those that matter, write new ones.
+
+Only lifecycle events, `output_item.added/done` and errors are acted on; all else passes as the
+very bytes that came (API-3). A stream of 300 deltas costs one regular expression per read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from gateway.domain.documents import Document, Raw, encode, parse_document, raw
+
+MAX_FRAME = 32 * 1024 * 1024
+"""Largest event in bytes; partial images reach megabytes."""
+
+TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
+OPENING = frozenset({"response.created", "response.queued", "response.in_progress"})
+LIFECYCLE = TERMINAL | OPENING
+ITEMS = frozenset({"response.output_item.added", "response.output_item.done"})
+ACTED_ON = LIFECYCLE | ITEMS | {"error"}
+
+_ACTED = re.compile(
+    rb"^event: ?(response\.(?:created|queued|in_progress|completed|incomplete|failed"
+    rb"|output_item\.added|output_item\.done)|error)\r?$",
+    re.MULTILINE,
+)
+_FRAME_END = re.compile(rb"\r?\n\r?\n")
+_NAMED = re.compile(rb"^event:", re.MULTILINE)
+
+
+class FrameTooLarge(Exception):
+    """One event is larger than `MAX_FRAME`."""
+
+
+class MalformedFrame(Exception):
+    """An event that must be acted on cannot be read."""
+
+
+class Framer:
+    """Cuts a byte stream into blocks of whole frames, holding back only a part of a frame."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take bytes, return the whole frames that are complete now (maybe none).
+
+        Raises:
+            FrameTooLarge: A frame does not end within `MAX_FRAME` bytes.
+        """
+        data = self._rest + chunk if self._rest else chunk
+        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4)
+        if end < 4:  # neither was found: -1 + 2 and -1 + 4
+            self._rest = data
+            if len(data) > MAX_FRAME:
+                raise FrameTooLarge
+            return b""
+        self._rest = data[end:]
+        return data[:end]
+
+    @property
+    def rest(self) -> bytes:
+        """Bytes of a frame that has not ended."""
+        return self._rest
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame that is acted on: its event type and its bytes with the blank line."""
+
+    type: str
+    data: bytes
+
+    def document(self) -> Document:
+        """Decode the frame's JSON.
+
+        Raises:
+            MalformedFrame: There is none, or it is not an object.
+        """
+        return read_data(self.data)
+
+
+def read_data(frame: bytes) -> Document:
+    """Decode the JSON of a frame's `data:` lines.
+
+    Raises:
+        MalformedFrame: There is none, or it is not an object.
+    """
+    lines = [line[5:].strip() for line in frame.splitlines() if line.startswith(b"data:")]
+    try:
+        return parse_document(b"\n".join(lines))
+    except msgspec.DecodeError as exc:
+        raise MalformedFrame(str(exc)) from exc
+
+
+def split(block: bytes) -> Iterator[bytes | Frame]:
+    """Split a block of whole frames into bytes to pass and frames to act on, in order."""
+    if _NAMED.search(block) is None:
+        yield from _split_by_type(block)
+        return
+    position = 0
+    for match in _ACTED.finditer(block):
+        start = _start_of_frame(block, match.start(), position)
+        end = _end_of_frame(block, match.end())
+        if start > position:
+            yield block[position:start]
+        yield Frame(match.group(1).decode(), block[start:end])
+        position = end
+    if position < len(block):
+        yield block[position:]
+
+
+def _start_of_frame(block: bytes, at: int, floor: int) -> int:
+    # An `id:` or comment line may stand before the `event:` line of the same frame.
+    line_feeds = block.rfind(b"\n\n", floor, at)
+    returns = block.rfind(b"\r\n\r\n", floor, at)
+    return max(line_feeds + 2 if line_feeds >= 0 else floor, returns + 4 if returns >= 0 else floor)
+
+
+def _end_of_frame(block: bytes, at: int) -> int:
+    match = _FRAME_END.search(block, at)
+    return match.end() if match else len(block)
+
+
+class _Type(msgspec.Struct):
+    type: str = ""
+
+
+_type = msgspec.json.Decoder(_Type)
+
+
+def frames(block: bytes) -> Iterator[bytes]:
+    """Cut a block of whole frames into single frames, each with its blank line."""
+    position = 0
+    for match in _FRAME_END.finditer(block):
+        yield block[position : match.end()]
+        position = match.end()
+    if position < len(block):
+        yield block[position:]
+
+
+def _split_by_type(block: bytes) -> Iterator[bytes | Frame]:
+    # Some providers send no `event:` lines; then the JSON's own `type` tells.
+    for frame in frames(block):
+        start = frame.find(b"data:")
+        data = frame[start + 5 :].strip() if start >= 0 else b""
+        if not data.startswith(b"{"):
+            yield frame
+            continue
+        try:
+            kind = _type.decode(data).type
+        except msgspec.DecodeError:
+            yield frame
+            continue
+        yield Frame(kind, frame) if kind in ACTED_ON else frame
+
+
+def last_sequence_number(block: bytes) -> int | None:
+    """Find the `sequence_number` of the last frame of a block, or `None`."""
+    last: bytes = b""
+    for frame in frames(block):
+        if b'"sequence_number"' in frame:
+            last = frame
+    if not last:
+        return None
+    try:
+        number = read_data(last).get("sequence_number")
+    except MalformedFrame:
+        return None
+    return msgspec.json.decode(number, type=int) if number is not None else None
+
+
+def sequence_number(document: Document) -> int | None:
+    """Read the `sequence_number` of an event, or `None`."""
+    number = document.get("sequence_number")
+    try:
+        return msgspec.json.decode(number, type=int) if number is not None else None
+    except msgspec.DecodeError:
+        return None
+
+
+def write(kind: str, document: Document) -> bytes:
+    """Write a frame."""
+    return b"event: " + kind.encode() + b"\ndata: " + encode(document) + b"\n\n"
+
+
+def rewrite(frame: Frame, document: Document) -> bytes:
+    """Write a frame anew with another document, with an `event:` line where it had one."""
+    if frame.data.startswith(b"data:"):
+        return b"data: " + encode(document) + b"\n\n"
+    return write(frame.type, document)
+
+
+COMMENT = b": keep-alive\n\n"
+"""A frame without an event; keeps proxies and clients from giving up (APPR-3)."""
+
+
+def error_frames(
+    *, sequence: int, kind: str, code: str | None, message: str, response: Document
+) -> bytes:
+    """Write an `error` event and the `response.failed` that ends the stream (API-5).
+
+    Args:
+        sequence: The next free `sequence_number`.
+        kind: OpenAI's error type.
+        response: The response as far as it is known; leaves as `failed`.
+    """
+    error = {"type": kind, "code": code, "message": message, "param": None}
+    failed = {
+        **response,
+        "status": raw("failed"),
+        "error": raw({"code": code or "server_error", "message": message}),
+    }
+    return write(
+        "error",
+        {"type": raw("error"), "sequence_number": raw(sequence), "error": raw(error)},
+    ) + write(
+        "response.failed",
+        {
+            "type": raw("response.failed"),
+            "sequence_number": raw(sequence + 1),
+            "response": raw(failed),
+        },
+    )
+
+
+def renumber(frame: bytes, *, sequence: int, index_offset: int) -> bytes:
+    """Give a frame of a later leg its place in the caller's stream (APPR-2).
+
+    Raises:
+        MalformedFrame: The frame has no JSON object.
+    """
+    document = read_data(frame)
+    document["sequence_number"] = raw(sequence)
+    index = document.get("output_index")
+    if index is not None:
+        document["output_index"] = raw(msgspec.json.decode(index, type=int) + index_offset)
+    kind = msgspec.json.decode(document.get("type", Raw(b'""')), type=str)
+    return rewrite(Frame(kind, frame), document)

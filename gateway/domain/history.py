@@ -1,0 +1,211 @@
+"""What a turn leaves behind, and the input that a later turn is given (STATE-1 to STATE-3).
+
+A turn keeps its own items only; a chain is its turns in order. What is replayed is exactly what
+was produced: items whole, ids kept, each reasoning next to the item that follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from gateway.domain.documents import NULL, Raw, encode, parse_document, raw
+from gateway.domain.errors import Forbidden, NotFound
+from gateway.domain.requests import Item, item_of
+
+Origin = Literal["in", "out", "gw"]
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """One item of a turn: who made it (caller, upstream, gateway), and the item as it came."""
+
+    o: Origin
+    i: Raw
+
+
+_kept = msgspec.json.Decoder(list[Kept])
+
+
+def pack(items: Sequence[Kept]) -> bytes:
+    """Encode a turn's items for the store."""
+    return encode(items)
+
+
+def unpack(data: bytes) -> list[Kept]:
+    """Decode a turn's items."""
+    return _kept.decode(data) if data else []
+
+
+class _Ids(msgspec.Struct):
+    type: str | None = None
+    id: str | None = None
+    encrypted_content: str | None = None
+
+
+_ids = msgspec.json.Decoder(_Ids)
+
+
+def ids_of(items: Iterable[Kept]) -> tuple[str, ...]:
+    """List the ids of items that upstream made, for look-up by `item_reference`."""
+    found = (_ids.decode(item.i).id for item in items if item.o != "in")
+    return tuple(dict.fromkeys(id_ for id_ in found if id_))
+
+
+def replay(turns: Iterable[Sequence[Kept]], new: Sequence[Item]) -> list[Raw]:
+    """Write the whole input of a stateless turn: the chain's items, then the new ones.
+
+    An item that the caller sends itself is not added a second time. Reasoning without its
+    ciphertext means nothing to an upstream that stored nothing, so it is left out.
+    """
+    own = {item.id for item in new if item.id is not None}
+    history: list[Raw] = []
+    for turn in turns:
+        for item in turn:
+            head = _ids.decode(item.i)
+            if head.id in own or (head.type == "reasoning" and not head.encrypted_content):
+                continue
+            history.append(item.i)
+    return history + [item.raw for item in new]
+
+
+def without_reasoning(items: Sequence[Raw], *, strip_ids: bool) -> list[Raw]:
+    """Take the reasoning out of an input, for the one repair after a refusal (STATE-5).
+
+    Args:
+        strip_ids: Also drop the ids of items that an upstream made; it would look for the
+            reasoning that belongs to them.
+    """
+    kept: list[Raw] = []
+    for item in items:
+        head = _ids.decode(item)
+        if head.type == "reasoning":
+            continue
+        if strip_ids and head.type in (None, "message", "function_call") and head.id:
+            document = parse_document(item)
+            document.pop("id", None)
+            item = raw(document)
+        kept.append(item)
+    return kept
+
+
+def resolve_references(
+    items: Sequence[Item], turn_of: Mapping[str, str], kept: Mapping[str, Sequence[Kept]]
+) -> list[Item]:
+    """Replace each `item_reference` by the item, with the reasoning that stands before it.
+
+    Args:
+        turn_of: Item id to turn id, for this caller's items only.
+        kept: Turn id to that turn's items.
+
+    Raises:
+        NotFound: An item is unknown; the same error for one of somebody else.
+    """
+    sent = {item.id for item in items if item.id is not None and item.type != "item_reference"}
+    resolved: list[Item] = []
+    for index, item in enumerate(items):
+        if item.type != "item_reference":
+            resolved.append(item)
+            continue
+        found = _with_reasoning(item.id or "", kept.get(turn_of.get(item.id or "", ""), ()))
+        if not found:
+            raise unknown_item(item.id or "", f"input[{index}]")
+        for part in found:
+            if part.id is not None and part.id not in sent:
+                sent.add(part.id)
+                resolved.append(part)
+    return resolved
+
+
+def _with_reasoning(item_id: str, kept: Sequence[Kept]) -> list[Item]:
+    run: list[Item] = []
+    for entry in kept:
+        item = item_of(entry.i)
+        if item.id == item_id:
+            return [*run, item]
+        run = [*run, item] if item.type == "reasoning" else []
+    return []
+
+
+def unknown_item(item_id: str, param: str) -> NotFound:
+    """The error for an item that this caller does not have."""
+    return NotFound(f"Item with id '{item_id}' not found.", code="item_not_found", param=param)
+
+
+_GUARDED = frozenset({"mcp_approval_request", "mcp_call", "mcp_list_tools"})
+
+
+def guarded_ids(items: Iterable[Item]) -> list[str]:
+    """List the ids of items that only an upstream may have made, and so are checked."""
+    return [item.id for item in items if item.type in _GUARDED and item.id is not None]
+
+
+def restore_guarded(items: Sequence[Item], known: Mapping[str, Raw]) -> list[Item]:
+    """Replace MCP items that the caller repeats by the stored ones (pitfall 1 of approvals).
+
+    Clients add and drop nulls, so they are compared without; what leaves is the stored item.
+
+    Raises:
+        Forbidden: An item is not one that this caller was given, or has been altered.
+    """
+    restored: list[Item] = []
+    for index, item in enumerate(items):
+        if item.type not in _GUARDED:
+            restored.append(item)
+            continue
+        stored = known.get(item.id or "")
+        if stored is None or _plain(stored) != _plain(item.raw):
+            raise Forbidden(
+                f"The {item.type} item is not one that this conversation holds.",
+                code="forged_item",
+                param=f"input[{index}]",
+            )
+        restored.append(Item(raw=stored, type=item.type, id=item.id))
+    return restored
+
+
+def _plain(item: Raw) -> Any:
+    return _without_nulls(msgspec.json.decode(item))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def approval_response(request_id: str, *, approve: bool, reason: str | None) -> Raw:
+    """Write the `mcp_approval_response` item that answers a request."""
+    item: dict[str, object] = {
+        "type": "mcp_approval_response",
+        "approval_request_id": request_id,
+        "approve": approve,
+    }
+    if reason:
+        item["reason"] = reason
+    return raw(item)
+
+
+def hide_ciphertext(item: Raw) -> Raw:
+    """Take `encrypted_content` out of a reasoning item for a caller who did not ask for it."""
+    if b'"encrypted_content"' not in bytes(item):
+        return item
+    document = parse_document(item)
+    if bytes(document.get("type", NULL)) != b'"reasoning"':
+        return item
+    document.pop("encrypted_content", None)
+    return raw(document)
+
+
+def stored_output(final: Sequence[Raw], done: Mapping[str, Raw]) -> list[Raw]:
+    """Choose what to keep of a leg's output (STATE-2).
+
+    The final response names the items and their order; a stream may have lacked some
+    `output_item.done`. The ciphertext of `done` is the one that upstreams take back.
+    """
+    kept: list[Raw] = []
+    for item in final:
+        id_ = _ids.decode(item).id
+        kept.append(done.get(id_, item) if id_ is not None else item)
+    return kept

@@ -1,0 +1,533 @@
+"""MCP tools: attached inwards from the registry, redacted outwards (MCP-1 to MCP-4).
+
+A caller names a server by label. It may narrow the tools and tighten the approval, never widen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway.domain.documents import NULL, Document, Raw, encode, field, parse_array, raw
+from gateway.domain.errors import BadRequest, Forbidden
+from gateway.domain.identity import Tenant
+from gateway.domain.registry import McpServer
+from gateway.domain.requests import Item
+from gateway.domain.rules import ApprovalTerms, Effect, RuleSet, Ruling
+
+_LOCATIONS = ("server_url", "connector_id", "tunnel_id")
+_SECRETS = ("headers", "authorization")
+_OWNED = {*_LOCATIONS, *_SECRETS, "type", "server_label", "server_description"}
+_OWNED |= {"allowed_tools", "require_approval", "allowed_callers"}
+
+# Item types whose content never defines tools; all others are searched for smuggled ones.
+_NO_TOOLS = frozenset(
+    {
+        "message",
+        "reasoning",
+        "function_call",
+        "function_call_output",
+        "custom_tool_call",
+        "custom_tool_call_output",
+        "mcp_call",
+        "mcp_list_tools",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "item_reference",
+        "compaction",
+        "image_generation_call",
+        "web_search_call",
+        "file_search_call",
+        "code_interpreter_call",
+        "computer_call",
+        "computer_call_output",
+    }
+)
+
+BY_CALLER = Ruling(
+    Effect.ASK,
+    "caller",
+    ApprovalTerms(by="caller"),
+    "The caller asked to decide this call itself.",
+)
+OWN_SERVER = Ruling(
+    Effect.ASK, "default", reason="The server is the caller's own, so a person decides."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """One MCP server of a turn.
+
+    Attributes:
+        server: The registered server, or `None` for a caller's own (then `tool` is complete and
+            holds the caller's own secrets).
+        forwarded: MCP header name to the value taken from the caller's request: secrets.
+        tool: The tool object without location and secrets, as far as it is known now.
+        tightened: Tools that the caller wants to decide itself; `None` means all of them.
+    """
+
+    label: str
+    server: McpServer | None
+    tool: Document
+    forwarded: Mapping[str, str]
+    tightened: frozenset[str] | None = frozenset()
+
+    def ruling(self, rules: RuleSet, tool: str) -> Ruling:
+        """Decide a call: the rules, then the caller's tightening on top of an allow."""
+        if self.server is None:
+            return OWN_SERVER
+        ruling = rules.decide(self.label, tool)
+        if ruling.effect is Effect.ALLOW and (self.tightened is None or tool in self.tightened):
+            return BY_CALLER
+        return ruling
+
+    @property
+    def identity(self) -> str:
+        """A hash that changes when the label comes to mean another server (APPR-7)."""
+        if self.server is None:
+            parts = [bytes(self.tool.get(key, NULL)).decode() for key in _LOCATIONS]
+        else:
+            parts = [self.server.url, *sorted(f"{k}={v}" for k, v in self.server.headers.items())]
+        return "sha256:" + hashlib.sha256(encode(parts)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The tools of a turn, in the caller's order: raw ones, and MCP servers to be joined."""
+
+    parts: tuple[Raw | Attachment, ...] = ()
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """The MCP servers among them."""
+        return tuple(part for part in self.parts if isinstance(part, Attachment))
+
+    def attachment(self, label: str) -> Attachment | None:
+        """Find an MCP server by its label."""
+        return next((part for part in self.attachments if part.label == label), None)
+
+
+def attach(
+    tools: Sequence[Raw],
+    *,
+    tenant: Tenant,
+    servers: Mapping[str, McpServer],
+    rules: RuleSet,
+    headers: Mapping[str, str],
+) -> Tools:
+    """Turn a caller's tools into those of the turn.
+
+    Args:
+        headers: The caller's request headers, names in lower case, for `forward_headers`.
+
+    Raises:
+        BadRequest: A tool is malformed, its label unknown, or a forwarded header missing.
+        Forbidden: The caller brings what only the operator may set, or wants more than the rules
+            allow.
+    """
+    parts: list[Raw | Attachment] = []
+    labels: set[str] = set()
+    for index, value in enumerate(tools):
+        part = _part(value, f"tools[{index}]", tenant, servers, rules, headers)
+        if isinstance(part, Attachment):
+            if part.label in labels:
+                raise BadRequest(
+                    f"The server '{part.label}' is named twice.",
+                    code="duplicate_server_label",
+                    param=f"tools[{index}].server_label",
+                )
+            labels.add(part.label)
+        parts.append(part)
+    for server in servers.values():
+        wanted = server.attach == "always" and server.label not in labels
+        if wanted and _may_use(tenant, server.label):
+            extra = _registered(server, {}, f"mcp_servers.{server.label}", rules, headers)
+            if _offers(extra):
+                parts.append(extra)
+    return Tools(tuple(parts))
+
+
+def _part(
+    value: Raw,
+    param: str,
+    tenant: Tenant,
+    servers: Mapping[str, McpServer],
+    rules: RuleSet,
+    headers: Mapping[str, str],
+) -> Raw | Attachment:
+    document = _object(value, param)
+    if field(document, "type", str, param=f"{param}.type") != "mcp":
+        _refuse_smuggled(value, param)
+        return value
+    label = field(document, "server_label", str, param=f"{param}.server_label")
+    if not label:
+        raise BadRequest(
+            "An mcp tool needs a 'server_label'.",
+            code="missing_required_parameter",
+            param=f"{param}.server_label",
+        )
+    server = servers.get(label) if _may_use(tenant, label) else None
+    if server is None:
+        return _own(label, document, param, tenant, servers)
+    _refuse_brought(document, param)
+    attachment = _registered(server, document, param, rules, headers)
+    if not _offers(attachment):
+        raise Forbidden(
+            f"The rules deny every tool of the server '{label}' that was asked for.",
+            code="mcp_tools_denied",
+            param=f"{param}.allowed_tools",
+        )
+    return attachment
+
+
+def _object(value: Raw, param: str) -> Document:
+    try:
+        return msgspec.json.decode(value, type=Document)
+    except msgspec.ValidationError as exc:
+        raise BadRequest(
+            f"Invalid type for '{param}': expected an object.", code="invalid_type", param=param
+        ) from exc
+
+
+def _may_use(tenant: Tenant, label: str) -> bool:
+    return tenant.mcp_servers is None or label in tenant.mcp_servers
+
+
+def _given(document: Document, key: str) -> bool:
+    return bytes(document.get(key, NULL)) not in (b"null", b"{}", b'""')
+
+
+def _refuse_brought(document: Document, param: str) -> None:
+    for key in _LOCATIONS:
+        if _given(document, key):
+            raise Forbidden(
+                f"'{key}' may not be set: the gateway knows where its servers are. "
+                "Name the server by 'server_label' alone.",
+                code=f"{key}_not_allowed",
+                param=f"{param}.{key}",
+            )
+    for key in _SECRETS:
+        if _given(document, key):
+            raise Forbidden(
+                f"'{key}' may not be set: the gateway adds the credentials of its servers.",
+                code="mcp_headers_not_allowed",
+                param=f"{param}.{key}",
+            )
+    callers = field(document, "allowed_callers", list[str], param=f"{param}.allowed_callers")
+    if callers is not None and callers != ["direct"]:
+        raise Forbidden(
+            "'allowed_callers' may only be [\"direct\"]: calls from programs are not known to "
+            "raise approval requests.",
+            code="allowed_callers_not_allowed",
+            param=f"{param}.allowed_callers",
+        )
+
+
+def _own(
+    label: str, document: Document, param: str, tenant: Tenant, servers: Mapping[str, McpServer]
+) -> Attachment:
+    """Let a caller's own server through where the tenant's host patterns allow it."""
+    url = field(document, "server_url", str, param=f"{param}.server_url")
+    brought = [key for key in _LOCATIONS if _given(document, key)]
+    if not brought:
+        raise BadRequest(
+            f"Unknown MCP server '{label}'.",
+            code="unknown_mcp_server",
+            param=f"{param}.server_label",
+        )
+    if brought != ["server_url"] or not _host_allowed(url or "", tenant.server_url_patterns):
+        raise Forbidden(
+            f"'{brought[0]}' is not allowed: only registered MCP servers may be used.",
+            code=f"{brought[0]}_not_allowed",
+            param=f"{param}.{brought[0]}",
+        )
+    if label in servers:
+        raise Forbidden(
+            f"The label '{label}' belongs to a registered server.",
+            code="server_label_reserved",
+            param=f"{param}.server_label",
+        )
+    tool = {**document, "require_approval": raw("always"), "allowed_callers": raw(["direct"])}
+    return Attachment(label=label, server=None, tool=tool, forwarded={})
+
+
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+
+
+def _host_allowed(url: str, patterns: Sequence[str]) -> bool:
+    if not url.isascii() or not url.isprintable() or "\\" in url or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return False
+    plain = parts.scheme == "https" and "@" not in parts.netloc and port in (None, 443)
+    return (
+        plain
+        and _HOST.fullmatch(host) is not None
+        and any(fnmatchcase(host, pattern.lower()) for pattern in patterns)
+    )
+
+
+def _registered(
+    server: McpServer,
+    document: Document,
+    param: str,
+    rules: RuleSet,
+    headers: Mapping[str, str],
+) -> Attachment:
+    names = _allowed_tools(server, document, param, rules)
+    tightened = _tightened(server, document, names, param, rules)
+    tool: Document = {
+        "type": raw("mcp"),
+        "server_label": raw(server.label),
+        **{key: value for key, value in document.items() if key not in _OWNED},
+        "allowed_callers": raw(["direct"]),
+        "require_approval": _require_approval(server, names, tightened, rules),
+    }
+    if "allowed_callers" not in document:
+        del tool["allowed_callers"]  # "direct" is the default; older upstreams do not know it
+    if server.description is not None:
+        tool["server_description"] = raw(server.description)
+    if names is not None:
+        tool["allowed_tools"] = raw(names)
+    return Attachment(
+        label=server.label,
+        server=server,
+        tool=tool,
+        forwarded=_forwarded(server, headers),
+        tightened=tightened,
+    )
+
+
+def _offers(attachment: Attachment) -> bool:
+    return bytes(attachment.tool.get("allowed_tools", NULL)) != b"[]"
+
+
+def _forwarded(server: McpServer, headers: Mapping[str, str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for source, target in server.forward_headers.items():
+        value = headers.get(source.lower())
+        if not value:
+            raise BadRequest(
+                f"The server '{server.label}' needs the request header '{source}'.",
+                code="missing_forward_header",
+                param=source,
+            )
+        values[target] = value
+    return values
+
+
+class _ToolFilter(msgspec.Struct, forbid_unknown_fields=True):
+    tool_names: list[str] = []
+
+
+class _ApprovalFilter(msgspec.Struct, forbid_unknown_fields=True):
+    always: _ToolFilter | None = None
+    never: _ToolFilter | None = None
+
+
+def _allowed_tools(
+    server: McpServer, document: Document, param: str, rules: RuleSet
+) -> list[str] | None:
+    """Narrow the registered tools by the caller's, and leave out what rules always deny."""
+    wanted: Any = field(
+        document,
+        "allowed_tools",
+        list[str] | _ToolFilter,  # type: ignore[arg-type]  # msgspec takes unions
+        param=f"{param}.allowed_tools",
+    )
+    names = wanted.tool_names if isinstance(wanted, _ToolFilter) else wanted
+    if names is None:
+        registered = server.allowed_tools
+        if registered is None:
+            return None
+        names = list(registered)
+    elif server.allowed_tools is not None:
+        outside = [name for name in names if name not in server.allowed_tools]
+        if outside:
+            raise Forbidden(
+                f"The tool '{outside[0]}' of the server '{server.label}' is not offered.",
+                code="tool_not_allowed",
+                param=f"{param}.allowed_tools",
+            )
+    return [
+        name
+        for name in dict.fromkeys(names)
+        if rules.decide(server.label, name).effect is not Effect.DENY
+    ]
+
+
+def _tightened(
+    server: McpServer,
+    document: Document,
+    names: Sequence[str] | None,
+    param: str,
+    rules: RuleSet,
+) -> frozenset[str] | None:
+    """Read the caller's `require_approval`; it may tighten what the rules say, not widen it."""
+    name = f"{param}.require_approval"
+    wanted: Any = field(
+        document,
+        "require_approval",
+        str | _ApprovalFilter,  # type: ignore[arg-type]  # msgspec takes unions
+        param=name,
+    )
+    match wanted:
+        case None:
+            return frozenset()
+        case "always":
+            return None
+        case "never":
+            never = names
+        case _ApprovalFilter(never=None, always=filter_):
+            return frozenset(filter_.tool_names if filter_ else ())
+        case _ApprovalFilter(never=filter_):
+            never = filter_.tool_names if filter_ else []
+        case _:
+            raise BadRequest(
+                '\'require_approval\' must be "always", "never" or an object with tool names.',
+                code="invalid_value",
+                param=name,
+            )
+    if never is None or any(
+        rules.decide(server.label, tool).effect is not Effect.ALLOW for tool in never
+    ):
+        raise Forbidden(
+            "'require_approval' may tighten the rules of the gateway, not widen them: "
+            f"a tool of '{server.label}' needs a decision.",
+            code="require_approval_not_allowed",
+            param=name,
+        )
+    if wanted == "never":
+        return frozenset()
+    return frozenset(set(names) - set(never)) if names is not None else None
+
+
+def _require_approval(
+    server: McpServer,
+    names: Sequence[str] | None,
+    tightened: frozenset[str] | None,
+    rules: RuleSet,
+) -> Raw:
+    """Compile the rules into the request (MCP-4): only names that are always allowed skip it.
+
+    `never` with names leaves all others at "always"; a filter by `always` would not, and one by
+    `read_only` would believe the MCP server.
+    """
+    if tightened is None:
+        return raw("always")
+    candidates = names if names is not None else _exact_names(server.label, rules)
+    free = [
+        name
+        for name in candidates
+        if name not in tightened and rules.decide(server.label, name).effect is Effect.ALLOW
+    ]
+    return raw({"never": {"tool_names": free}}) if free else raw("always")
+
+
+def _exact_names(label: str, rules: RuleSet) -> list[str]:
+    tools = (rule.match.tool for rule in rules.rules if fnmatchcase(label, rule.match.server))
+    return [tool for tool in dict.fromkeys(tools) if not set(tool) & set("*?[")]
+
+
+def refuse_smuggled_items(items: Sequence[Item]) -> None:
+    """Refuse input items that define MCP tools beside `tools`.
+
+    Raises:
+        Forbidden: An item holds one, at any depth.
+    """
+    for index, item in enumerate(items):
+        if item.type not in _NO_TOOLS:
+            _refuse_smuggled(item.raw, f"input[{index}]")
+
+
+def _refuse_smuggled(value: Raw, param: str) -> None:
+    data = bytes(value)
+    # An escape could spell "mcp" in another way, so its presence needs the full look as well.
+    suspicious = b'"mcp"' in data or b"\\u" in data
+    if suspicious and _holds_mcp(msgspec.json.decode(data)):
+        raise Forbidden(
+            "MCP tools may only be named in 'tools'.", code="mcp_tool_not_allowed", param=param
+        )
+
+
+def _holds_mcp(value: Any) -> bool:
+    if isinstance(value, dict):
+        return value.get("type") == "mcp" or any(_holds_mcp(part) for part in value.values())
+    return isinstance(value, list) and any(_holds_mcp(part) for part in value)
+
+
+def join(tools: Tools, secrets: Mapping[str, Mapping[str, str]]) -> Raw:
+    """Write `tools` for the upstream, with secrets joined in (MCP-2).
+
+    Args:
+        secrets: Label to header name to value.
+    """
+    return raw([_joined(part, secrets) for part in tools.parts])
+
+
+def _joined(part: Raw | Attachment, secrets: Mapping[str, Mapping[str, str]]) -> Raw | Document:
+    if not isinstance(part, Attachment) or part.server is None:
+        return part.tool if isinstance(part, Attachment) else part
+    headers = {**secrets.get(part.label, {}), **part.forwarded}
+    joined = {**part.tool, "server_url": raw(part.server.url)}
+    if headers:
+        joined["headers"] = raw(headers)
+    return joined
+
+
+def public_tools(echo: Raw) -> Raw:
+    """Rewrite the `tools` echo of a response: MCP tools without location and secrets (MCP-3).
+
+    Fails closed: what cannot be read is not shown.
+    """
+    try:
+        return raw([_public(tool) for tool in parse_array(echo)])
+    except msgspec.DecodeError:
+        return raw([])
+
+
+def _public(tool: Raw) -> Raw | Document:
+    document = msgspec.json.decode(tool, type=Document)
+    if bytes(document.get("type", NULL)) != b'"mcp"':
+        return tool
+    return {
+        key: (NULL if key in _LOCATIONS or key in _SECRETS else value)
+        for key, value in document.items()
+    }
+
+
+class Scrubber:
+    """Removes known secret values from bytes that go to a caller (MCP-3).
+
+    A belt beside the braces of redaction: an MCP server may repeat the credential that it was
+    sent in a tool's output or an error text.
+    """
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        needles: set[bytes] = set()
+        for secret in secrets:
+            for form in (secret, secret.rpartition(" ")[2]):
+                if len(form) >= 8:  # shorter ones are words, and replacing them breaks text
+                    needles.add(encode(form)[1:-1])
+        self._needles = sorted(needles, key=len, reverse=True)
+
+    def __bool__(self) -> bool:
+        return bool(self._needles)
+
+    def scrub(self, data: bytes) -> bytes:
+        """Replace every known secret value by `[redacted]`."""
+        for needle in self._needles:
+            if needle in data:
+                data = data.replace(needle, b"[redacted]")
+        return data
