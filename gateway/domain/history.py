@@ -187,6 +187,19 @@ def approval_response(request_id: str, *, approve: bool, reason: str | None) -> 
     return raw(item)
 
 
+def approval_request(request_id: str, *, server: str, tool: str, arguments: str) -> Raw:
+    """Write an `mcp_approval_request` item from what was recorded of it."""
+    return raw(
+        {
+            "type": "mcp_approval_request",
+            "id": request_id,
+            "server_label": server,
+            "name": tool,
+            "arguments": arguments,
+        }
+    )
+
+
 def hide_ciphertext(item: Raw) -> Raw:
     """Take `encrypted_content` out of a reasoning item for a caller who did not ask for it."""
     if b'"encrypted_content"' not in bytes(item):

@@ -8,6 +8,7 @@ Store methods raise `errors.StoreUnavailable` when the store cannot answer, and
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -297,11 +298,19 @@ class LogPage:
     end: bool
 
 
+class Hint(Protocol):
+    """What a listener waits on."""
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for a hint since the last wait; false when `seconds` passed without one."""
+        ...
+
+
 class Wake(Protocol):
     """Hints between replicas. A hint may be lost: whoever waits also looks now and then."""
 
-    async def wait(self, key: str, *, seconds: float) -> bool:
-        """Wait for a hint for the key; false when `seconds` passed without one."""
+    def listen(self, key: str) -> AbstractContextManager[Hint]:
+        """Listen for hints for the key: `turn:{tenant}:{turn_id}` or `jobs`."""
         ...
 
 
@@ -386,4 +395,34 @@ class Cipher(Protocol):
         Raises:
             Undecipherable: Unknown key, altered bytes, or bound to something else.
         """
+        ...
+
+
+class Meter(Protocol):
+    """What is counted; never a message, an argument or a secret (OPS-1)."""
+
+    def turn(
+        self, *, upstream: str, model: str, status: str, streamed: bool, legs: int, seconds: float
+    ) -> None:
+        """Count a turn that ended, with the seconds that it took."""
+        ...
+
+    def first_event(self, *, upstream: str, seconds: float) -> None:
+        """Note how long the caller waited for the first event."""
+        ...
+
+    def tokens(self, *, upstream: str, model: str, input: int, output: int) -> None:
+        """Count the tokens of a turn."""
+        ...
+
+    def approval(self, *, server: str, outcome: str) -> None:
+        """Count an approval request by what became of it."""
+        ...
+
+    def repaired(self, upstream: str) -> None:
+        """Count an input that was mended after a refusal (STATE-5)."""
+        ...
+
+    def withheld(self, upstream: str, count: int) -> None:
+        """Count reasoning items that an upstream silently left out (STATE-5)."""
         ...

@@ -1,0 +1,1 @@
+"""Use cases: they decide what happens in which order, and know ports only."""

@@ -1,0 +1,1 @@
+"""HTTP: take, call one service, return. With `app` the only importer of Litestar."""

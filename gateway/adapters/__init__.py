@@ -1,0 +1,1 @@
+"""Adapters: one package per outside thing; they translate and decide nothing."""

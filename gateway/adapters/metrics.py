@@ -1,0 +1,128 @@
+"""Prometheus metrics, instrumented once in the pipe (OPS-1).
+
+Labels are names from the configuration; a model or server name from outside is counted as
+`other`, so that no caller can make series without end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+from typing_extensions import override
+
+from gateway.domain.ports import Meter
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class PrometheusMeter(Meter):
+    """Counts turns, tokens and approvals.
+
+    Args:
+        models: Known model names; empty means that none is configured, and all count as `other`.
+        servers: Known MCP server labels.
+    """
+
+    def __init__(self, *, models: Collection[str], servers: Collection[str]) -> None:
+        self._models = frozenset(models)
+        self._servers = frozenset(servers)
+        self._registry = CollectorRegistry()
+        self._turns = Counter(
+            "gateway_turns",
+            "Turns by how they ended.",
+            ("upstream", "model", "status", "mode"),
+            registry=self._registry,
+        )
+        self._duration = Histogram(
+            "gateway_turn_duration_seconds",
+            "Seconds from the request to the end of the turn, holds included.",
+            ("upstream", "mode"),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._first = Histogram(
+            "gateway_time_to_first_event_seconds",
+            "Seconds from the request to the first event.",
+            ("upstream",),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._legs = Counter(
+            "gateway_legs", "Upstream responses.", ("upstream",), registry=self._registry
+        )
+        self._tokens = Counter(
+            "gateway_tokens",
+            "Tokens by direction.",
+            ("upstream", "model", "direction"),
+            registry=self._registry,
+        )
+        self._approvals = Counter(
+            "gateway_approvals",
+            "Approval requests by what became of them.",
+            ("server", "outcome"),
+            registry=self._registry,
+        )
+        self._repairs = Counter(
+            "gateway_repairs",
+            "Inputs mended once after an upstream refused them.",
+            ("upstream",),
+            registry=self._registry,
+        )
+        self._withheld = Counter(
+            "gateway_reasoning_withheld",
+            "Items that an upstream left out of the input (input_transformations).",
+            ("upstream",),
+            registry=self._registry,
+        )
+
+    def _model(self, model: str) -> str:
+        return model if model in self._models else "other"
+
+    @override
+    def turn(
+        self, *, upstream: str, model: str, status: str, streamed: bool, legs: int, seconds: float
+    ) -> None:
+        mode = "stream" if streamed else "json"
+        self._turns.labels(upstream, self._model(model), status, mode).inc()
+        self._duration.labels(upstream, mode).observe(max(seconds, 0.0))
+        self._legs.labels(upstream).inc(legs)
+
+    @override
+    def first_event(self, *, upstream: str, seconds: float) -> None:
+        self._first.labels(upstream).observe(max(seconds, 0.0))
+
+    @override
+    def tokens(self, *, upstream: str, model: str, input: int, output: int) -> None:
+        name = self._model(model)
+        self._tokens.labels(upstream, name, "input").inc(max(input, 0))
+        self._tokens.labels(upstream, name, "output").inc(max(output, 0))
+
+    @override
+    def approval(self, *, server: str, outcome: str) -> None:
+        label = server if server in self._servers else "other"
+        self._approvals.labels(label, outcome).inc()
+
+    @override
+    def repaired(self, upstream: str) -> None:
+        self._repairs.labels(upstream).inc()
+
+    @override
+    def withheld(self, upstream: str, count: int) -> None:
+        self._withheld.labels(upstream).inc(count)
+
+    def expose(self) -> tuple[bytes, str]:
+        """Write the metrics of all workers of this replica, and their media type."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -1,0 +1,1 @@
+"""State in Redis or Valkey; `keys` knows every key name, `client` every error."""

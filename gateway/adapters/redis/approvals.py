@@ -1,0 +1,420 @@
+"""Approvals and batches in Redis (APPR-1, APPR-4 to APPR-6).
+
+What never changes and says something about the call is sealed in one field; what the state
+machine needs is plain: states, counts, times, ids, and keyed tokens in place of names. The
+transitions are in `approvals.lua`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
+
+import msgspec
+from typing_extensions import override
+
+from gateway.adapters.redis import keys
+from gateway.adapters.redis.client import Client, Script, store_errors
+from gateway.domain.approvals import Approval, ApprovalStatus, Batch, BatchStatus, Verdict
+from gateway.domain.ports import ApprovalStore, Cipher, VoteProblem, VoteResult
+
+_GRACE = 3600.0
+"""Seconds that an approval's record outlives its deadline, so that its expiry can be answered."""
+
+_PAGE = 100
+_FURTHEST = 10_000
+"""How many approvals one filtered listing looks at."""
+
+
+class TokenCipher(Cipher, Protocol):
+    """A cipher that also names texts by keyed tokens."""
+
+    def tokens(self, text: str, *, tenant: str, kind: str, id: str) -> tuple[str, ...]:
+        """Name a text, once per key, the first key's name first."""
+        ...
+
+
+class _Core(msgspec.Struct, array_like=True):
+    """The sealed part. The raw arguments apart: they may hold what is no valid text."""
+
+    approval: Approval
+    arguments: bytes
+
+
+class _Vote(msgspec.Struct, array_like=True):
+    """One sealed vote."""
+
+    actor: str
+    reason: str | None
+
+
+class _Decision(msgspec.Struct):
+    """What became of an approval."""
+
+    by: str | None = None
+    reason: str | None = None
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_CORE = msgspec.msgpack.Decoder(_Core)
+_VOTE = msgspec.msgpack.Decoder(_Vote)
+
+_Fields = Mapping[bytes, bytes]
+
+
+class RedisApprovalStore(ApprovalStore):
+    """Approvals in Redis, sealed by the cipher."""
+
+    def __init__(self, client: Client, cipher: TokenCipher) -> None:
+        self._script = Script(client, "approvals.lua")
+        self._records = _Records(cipher)
+
+    @override
+    @store_errors
+    async def open_batch(
+        self,
+        *,
+        tenant: str,
+        batch_id: str,
+        turn_id: str,
+        approvals: Sequence[Approval],
+        held: bytes,
+        ttl: int,
+        claim_lease: float | None = None,
+    ) -> Batch:
+        """Create a batch with its approvals; everything of it lives `ttl` seconds.
+
+        Longer where an approval's own time is longer: it outlives its deadline by an hour.
+        """
+        longest = max((approval.timeout for approval in approvals), default=0.0)
+        values: list[bytes | str | int] = []
+        for approval in approvals:
+            values += self._records.values(approval)
+        found = await self._call(
+            "open",
+            tenant,
+            batch_id,
+            turn_id,
+            _millis(max(float(ttl), longest + _GRACE)),
+            self._records.seal_held(tenant, batch_id, held),
+            "" if claim_lease is None else _millis(claim_lease),
+            *values,
+        )
+        return self._records.batch(tenant, batch_id, found)
+
+    @override
+    @store_errors
+    async def get(self, tenant: str, approval_id: str) -> Approval | None:
+        found = await self._call("get", tenant, approval_id)
+        return self._records.approval(tenant, found) if found else None
+
+    @override
+    @store_errors
+    async def list(
+        self,
+        tenant: str,
+        *,
+        status: str | None,
+        server: str | None = None,
+        tool: str | None = None,
+        turn_id: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> tuple[Sequence[Approval], bool]:
+        """List approvals, newest first, and tell whether there are more.
+
+        Server and tool are sealed, so that filtering by them opens one record after the other:
+        at most the newest 10,000 after the cursor. After an unknown id there is nothing.
+        """
+        wanted = _Filter(status, server, tool)
+        index = _index(status, turn_id)
+        kept: list[Approval] = []
+        below = b""
+        for _ in range(0, _FURTHEST, _PAGE):
+            page, more = await self._call("list", tenant, index, after or "", below, _PAGE)
+            for found in page:
+                approval = self._records.approval(tenant, found)
+                if wanted.admits(approval):
+                    kept.append(approval)
+                    if len(kept) > limit:
+                        return kept[:limit], True
+            if not more:
+                break
+            below = more
+        return kept, False
+
+    @override
+    @store_errors
+    async def by_request(self, tenant: str, request_ids: Sequence[str]) -> Mapping[str, Approval]:
+        if not request_ids:
+            return {}
+        found = await self._call("by_request", tenant, *(_raw(name) for name in request_ids))
+        return {
+            request_id: self._records.approval(tenant, shown)
+            for request_id, shown in zip(request_ids, found, strict=True)
+            if shown
+        }
+
+    @override
+    @store_errors
+    async def vote(
+        self,
+        tenant: str,
+        approval_id: str,
+        *,
+        actor: str,
+        verdict: Verdict,
+        fingerprint: str,
+        reason: str | None,
+        version: int | None = None,
+    ) -> VoteResult:
+        prints = self._records.print_tokens(tenant, approval_id, fingerprint)
+        actors = self._records.actor_tokens(tenant, approval_id, actor)
+        problem, shown = await self._call(
+            "vote",
+            tenant,
+            approval_id,
+            verdict.value,
+            self._records.seal_vote(tenant, approval_id, actors[0], _Vote(actor, reason)),
+            "" if version is None else version,
+            len(actors),
+            *prints,
+            *actors,
+        )
+        approval = self._records.approval(tenant, shown) if shown else None
+        return VoteResult(approval=approval, problem=cast("VoteProblem", problem.decode()) or None)
+
+    @override
+    @store_errors
+    async def expire_due(self, tenant: str) -> Sequence[str]:
+        """Expire approvals whose time is over and settle batches whose lease lapsed.
+
+        A batch that was claimed by a worker goes back to `ready` with a new job; one that was
+        dispatched becomes `indeterminate` (APPR-5).
+        """
+        expired: list[str] = []
+        more: object = True
+        while more:
+            found, more = await self._call("sweep", tenant, _PAGE)
+            expired += (approval_id.decode() for approval_id in found)
+        return expired
+
+    @override
+    @store_errors
+    async def batch(self, tenant: str, batch_id: str) -> Batch | None:
+        found = await self._call("batch", tenant, batch_id)
+        return self._records.batch(tenant, batch_id, found) if found else None
+
+    @override
+    @store_errors
+    async def claim(self, tenant: str, batch_id: str, *, lease: float) -> Batch | None:
+        found = await self._call("claim", tenant, batch_id, _millis(lease), _nonce())
+        return self._records.batch(tenant, batch_id, found) if found else None
+
+    @override
+    @store_errors
+    async def renew(self, tenant: str, batch_id: str, *, fence: int, lease: float) -> bool:
+        return bool(await self._call("renew", tenant, batch_id, fence, _millis(lease)))
+
+    @override
+    @store_errors
+    async def dispatch(self, tenant: str, batch_id: str, *, fence: int) -> bool:
+        """Write `dispatched`, before the request is sent; false when it must not be sent.
+
+        True once per claim: false for another fence, after the lease, and for a second call.
+        """
+        return bool(await self._call("dispatch", tenant, batch_id, fence, _nonce()))
+
+    @override
+    @store_errors
+    async def finish(
+        self,
+        tenant: str,
+        batch_id: str,
+        *,
+        fence: int,
+        status: BatchStatus,
+        next_response_id: str | None = None,
+    ) -> bool:
+        if status not in (BatchStatus.DONE, BatchStatus.FAILED, BatchStatus.INDETERMINATE):
+            raise ValueError(f"a batch does not end as {status.value}")
+        following = _raw(next_response_id or "")
+        return bool(await self._call("finish", tenant, batch_id, fence, status.value, following))
+
+    @override
+    @store_errors
+    async def abandon(self, tenant: str, batch_id: str, *, reason: str) -> bool:
+        note = self._records.seal_note(tenant, batch_id, reason)
+        return bool(await self._call("abandon", tenant, batch_id, note, _nonce()))
+
+    async def _call(self, operation: str, tenant: str, *args: bytes | str | int) -> Any:
+        encoded = (_raw(arg) if isinstance(arg, str) else arg for arg in args)
+        routing = keys.approvals(tenant)
+        return await self._script(routing, operation, keys.prefix(tenant), tenant, *encoded)
+
+
+class _Records:
+    """Turns approvals and batches into what is stored, and back."""
+
+    def __init__(self, cipher: TokenCipher) -> None:
+        self._cipher = cipher
+
+    def values(self, approval: Approval) -> Sequence[bytes | str | int]:
+        """Return the ten values that `approvals.lua` takes for a new approval."""
+        tenant = approval.tenant
+        core = _Core(
+            replace(approval, arguments=""), approval.arguments.encode("utf-8", "surrogatepass")
+        )
+        return (
+            approval.id,
+            self._cipher.encrypt(
+                _ENCODER.encode(core), tenant=tenant, kind="approval", id=approval.id
+            ),
+            approval.status.value,
+            self.print_tokens(tenant, approval.id, approval.fingerprint)[0],
+            approval.quorum,
+            approval.on_timeout,
+            approval.by,
+            _millis(approval.timeout),
+            approval.request_id,
+            "core",
+        )
+
+    def approval(self, tenant: str, shown: tuple[bytes, Sequence[bytes]]) -> Approval:
+        """Put the sealed part and the state together."""
+        approval_id, fields = shown[0].decode(), _fields(shown[1])
+        core = self._core(tenant, approval_id, fields[b"c"])
+        votes = self._votes(tenant, approval_id, fields)
+        decision = self._decision(tenant, core, votes, fields)
+        decided = fields.get(b"da")
+        return replace(
+            core,
+            created_at=int(fields[b"ca"]) / 1000,
+            expires_at=int(fields[b"ea"]) / 1000,
+            status=ApprovalStatus(fields[b"s"].decode()),
+            decided_by=decision.by,
+            decided_at=int(decided) / 1000 if decided else None,
+            reason=decision.reason,
+            votes=tuple(vote.actor for verdict, vote in votes.values() if verdict == "approve"),
+            version=int(fields[b"v"]),
+        )
+
+    def batch(self, tenant: str, batch_id: str, shown: tuple[Any, Any]) -> Batch:
+        """Put a batch together with its approvals."""
+        fields = _fields(shown[0])
+        return Batch(
+            id=batch_id,
+            tenant=tenant,
+            turn_id=_text(fields[b"t"]),
+            status=BatchStatus(fields[b"s"].decode()),
+            open=int(fields[b"o"]),
+            fence=int(fields[b"f"]),
+            approvals=tuple(self.approval(tenant, found) for found in shown[1]),
+            held=self._cipher.decrypt(fields[b"h"], tenant=tenant, kind="batch.held", id=batch_id),
+            next_response_id=_text(fields.get(b"nx", b"")) or None,
+        )
+
+    def seal_held(self, tenant: str, batch_id: str, held: bytes) -> bytes:
+        return self._cipher.encrypt(held, tenant=tenant, kind="batch.held", id=batch_id)
+
+    def seal_note(self, tenant: str, batch_id: str, reason: str) -> bytes:
+        plain = _raw(reason)
+        return self._cipher.encrypt(plain, tenant=tenant, kind="batch.note", id=batch_id)
+
+    def seal_vote(self, tenant: str, approval_id: str, token: str, vote: _Vote) -> bytes:
+        # Bound to its voter: votes cannot change places.
+        plain = _ENCODER.encode(vote)
+        bound = f"{approval_id}:{token}"
+        return self._cipher.encrypt(plain, tenant=tenant, kind="approval.vote", id=bound)
+
+    def print_tokens(self, tenant: str, approval_id: str, fingerprint: str) -> tuple[str, ...]:
+        # The fingerprint itself would let the reader of a dump test guesses at the arguments.
+        kind = "approval.fingerprint"
+        return self._cipher.tokens(fingerprint, tenant=tenant, kind=kind, id=approval_id)
+
+    def actor_tokens(self, tenant: str, approval_id: str, actor: str) -> tuple[str, ...]:
+        kind = "approval.actor"
+        return self._cipher.tokens(actor, tenant=tenant, kind=kind, id=approval_id)
+
+    def _core(self, tenant: str, approval_id: str, sealed: bytes) -> Approval:
+        plain = self._cipher.decrypt(sealed, tenant=tenant, kind="approval", id=approval_id)
+        core = _CORE.decode(plain)
+        return replace(core.approval, arguments=core.arguments.decode("utf-8", "surrogatepass"))
+
+    def _votes(
+        self, tenant: str, approval_id: str, fields: _Fields
+    ) -> dict[str, tuple[str, _Vote]]:
+        votes = {}
+        for token in fields.get(b"vo", b"").decode().split():
+            verdict, _, sealed = fields[f"v:{token}".encode()].partition(b":")
+            bound = f"{approval_id}:{token}"
+            plain = self._cipher.decrypt(sealed, tenant=tenant, kind="approval.vote", id=bound)
+            votes[token] = (verdict.decode(), _VOTE.decode(plain))
+        return votes
+
+    def _decision(
+        self,
+        tenant: str,
+        core: Approval,
+        votes: Mapping[str, tuple[str, _Vote]],
+        fields: _Fields,
+    ) -> _Decision:
+        what = fields.get(b"d", b"").decode()
+        if what == "core":
+            return _Decision(core.decided_by, core.reason)
+        if what == "timeout":
+            return _Decision("timeout")
+        if what in votes:
+            _, vote = votes[what]
+            return _Decision(f"subject:{vote.actor}", vote.reason)
+        if b"note" in fields:
+            note = self._cipher.decrypt(
+                fields[b"note"], tenant=tenant, kind="batch.note", id=core.batch_id
+            )
+            return _Decision(None, _text(note))
+        return _Decision()
+
+
+@dataclass(frozen=True, slots=True)
+class _Filter:
+    """What a listing wants; `None` admits everything."""
+
+    status: str | None
+    server: str | None
+    tool: str | None
+
+    def admits(self, approval: Approval) -> bool:
+        return (
+            self.status in (None, approval.status.value)
+            and self.server in (None, approval.server)
+            and self.tool in (None, approval.tool)
+        )
+
+
+def _index(status: str | None, turn_id: str | None) -> bytes:
+    if turn_id is not None:
+        return b"aprs:turn:" + _raw(turn_id)
+    return b"aprs" if status is None else b"aprs:status:" + _raw(status)
+
+
+def _fields(flat: Sequence[bytes]) -> _Fields:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _millis(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _nonce() -> str:
+    """Mark one call, so that its repetition after a lost connection is known as such."""
+    return secrets.token_hex(8)
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogatepass")

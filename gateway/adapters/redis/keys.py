@@ -1,0 +1,92 @@
+"""Every key name of the gateway, and nowhere else (AUTH-2, OPS-2).
+
+    gw:{tenant}:turn:<response id>        HASH    a turn
+    gw:{tenant}:item:<item id>            STRING  the turn that holds the item
+    gw:{tenant}:log:<response id>         STREAM  the turn's event log
+    gw:{tenant}:apr:<approval id>         HASH    an approval
+    gw:{tenant}:batch:<response id>       HASH    a batch of approvals
+    gw:{tenant}:mcpr:<request id>         STRING  the approval that answers the request
+    gw:{tenant}:aprs                      ZSET    approvals by creation
+    gw:{tenant}:aprs:status:<status>      ZSET    the same, of one status
+    gw:{tenant}:aprs:turn:<response id>   ZSET    the same, of one turn
+    gw:{tenant}:deadlines                 ZSET    pending approvals by their deadline
+    gw:{tenant}:leases                    ZSET    claimed batches by the end of their lease
+    gw:{tenant}:jobs                      STREAM  jobs to do now, with the group `workers`
+    gw:{tenant}:jobs:later                ZSET    jobs to do later, by their time
+
+The braces are the hash tag: everything of a tenant lies in one slot of a Cluster, so that a
+script may touch any of it. Scripts get the tenant's prefix and append what is known only inside
+them (the parent of a turn, the approvals of a batch); the server is told one key for routing.
+"""
+
+from __future__ import annotations
+
+WAKE_CHANNEL = "gw:wake"
+"""The one channel of hints between replicas; it carries ids only."""
+
+
+def prefix(tenant: str) -> bytes:
+    """Return what all keys of a tenant begin with.
+
+    Braces would end the hash tag early and let two tenants meet, so they are escaped; an empty
+    tag would spread a tenant over all slots.
+    """
+    if not tenant:
+        raise ValueError("a tenant has an id")
+    safe = tenant.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+    return _bytes(f"gw:{{{safe}}}:")
+
+
+def turn(tenant: str, turn_id: str) -> bytes:
+    """Name a turn's hash."""
+    return prefix(tenant) + _bytes("turn:" + turn_id)
+
+
+def item(tenant: str, item_id: str) -> bytes:
+    """Name the index entry of an item."""
+    return prefix(tenant) + _bytes("item:" + item_id)
+
+
+def log(tenant: str, turn_id: str) -> bytes:
+    """Name a turn's event log."""
+    return prefix(tenant) + _bytes("log:" + turn_id)
+
+
+def approval(tenant: str, approval_id: str) -> bytes:
+    """Name an approval's hash."""
+    return prefix(tenant) + _bytes("apr:" + approval_id)
+
+
+def batch(tenant: str, batch_id: str) -> bytes:
+    """Name a batch's hash."""
+    return prefix(tenant) + _bytes("batch:" + batch_id)
+
+
+def approvals(tenant: str) -> bytes:
+    """Name the index of all approvals."""
+    return prefix(tenant) + b"aprs"
+
+
+def jobs(tenant: str) -> bytes:
+    """Name the job stream."""
+    return prefix(tenant) + b"jobs"
+
+
+def jobs_later(tenant: str) -> bytes:
+    """Name the set of delayed jobs."""
+    return prefix(tenant) + b"jobs:later"
+
+
+def wake_turn(tenant: str, turn_id: str) -> str:
+    """Name the hint that something happened to a turn."""
+    return f"turn:{tenant}:{turn_id}"
+
+
+def wake_jobs(tenant: str) -> str:
+    """Name the hint that a tenant has a new job."""
+    return f"jobs:{tenant}"
+
+
+def _bytes(text: str) -> bytes:
+    # Ids come from callers: a lone surrogate must be a miss, not an error.
+    return text.encode("utf-8", "surrogatepass")

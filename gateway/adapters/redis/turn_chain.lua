@@ -1,0 +1,26 @@
+-- Read a turn and all before it, the newest first, and let all of them live on (STATE-6).
+-- KEYS: turn. ARGV: prefix, turn id, ttl in ms, the most turns.
+-- Returns id, head, items of each turn in one flat list; false for a gap or a circle; -1 for
+-- more turns than allowed.
+-- The parents' keys are not declared: they are known only here. They carry the hash tag of the
+-- declared key, so that they are in its slot.
+local prefix, id, ttl, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local found, seen, size, count = {}, {}, 0, 0
+repeat
+  if seen[id] then return false end
+  if count == most then return -1 end
+  seen[id] = true
+  local key = prefix .. 'turn:' .. id
+  local turn = redis.call('HMGET', key, 'p', 'h', 'c')
+  if not turn[2] then return false end
+  -- The items' index entries are renewed only now and then: they are three times as many.
+  if redis.call('PTTL', key) < ttl * 0.9 then
+    for _, item in ipairs(cmsgpack.unpack(redis.call('HGET', key, 'i'))) do
+      redis.call('PEXPIRE', prefix .. 'item:' .. item, ttl)
+    end
+  end
+  redis.call('PEXPIRE', key, ttl)
+  found[size + 1], found[size + 2], found[size + 3] = id, turn[2], turn[3]
+  size, count, id = size + 3, count + 1, turn[1]
+until id == ''
+return found

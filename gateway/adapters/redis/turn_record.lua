@@ -1,0 +1,26 @@
+-- Write a turn and the index of its items; a repeat writes the same again.
+-- KEYS: turn. ARGV: prefix, turn id, ttl in ms, parent, head, items, response, hint,
+-- item ids as MessagePack.
+-- HSET comes first: a full server refuses it, and then nothing was written.
+local key, prefix, id, ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local packed = ARGV[9]
+local items = cmsgpack.unpack(packed)
+local old = redis.call('HGET', key, 'i')
+redis.call('HSET', key, 'p', ARGV[4], 'h', ARGV[5], 'c', ARGV[6], 'r', ARGV[7], 'i', packed)
+redis.call('PEXPIRE', key, ttl)
+for _, item in ipairs(items) do
+  redis.call('SET', prefix .. 'item:' .. item, id, 'PX', ttl)
+end
+if old then
+  if old ~= packed then
+    local kept = {}
+    for _, item in ipairs(items) do kept[item] = true end
+    for _, item in ipairs(cmsgpack.unpack(old)) do
+      local entry = prefix .. 'item:' .. item
+      if not kept[item] and redis.call('GET', entry) == id then redis.call('DEL', entry) end
+    end
+  end
+  -- Nobody waits for a turn that is new; a changed one may have its readers.
+  redis.call('PUBLISH', 'gw:wake', ARGV[8])
+end
+return 1

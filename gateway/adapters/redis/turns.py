@@ -1,0 +1,163 @@
+"""Turns and their chains in Redis (CHAIN-1, CHAIN-4, STATE-4, STATE-6).
+
+A turn is one hash: `h` its head, `c` its items and `r` its response, all three sealed; in plain
+only what the server itself needs, ids: `p` its parent and `i` its item ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from typing_extensions import override
+
+from gateway.adapters.redis import keys
+from gateway.adapters.redis.client import Client, Script, execute, store_errors
+from gateway.domain.errors import Undecipherable, Unprocessable
+from gateway.domain.ports import Cipher, Turn, TurnHead, TurnStore
+
+_LONGEST_CHAIN = 10_000
+_ENCODER = msgspec.msgpack.Encoder()
+_IDS = msgspec.msgpack.Decoder(tuple[str, ...])
+_HEAD = msgspec.msgpack.Decoder(TurnHead)
+
+
+class RedisTurnStore(TurnStore):
+    """Turns in Redis, sealed by the cipher."""
+
+    def __init__(self, client: Client, cipher: Cipher) -> None:
+        self._client = client
+        self._cipher = cipher
+        self._record = Script(client, "turn_record.lua")
+        self._chain = Script(client, "turn_chain.lua")
+        self._delete = Script(client, "turn_delete.lua")
+
+    @override
+    @store_errors
+    async def record(self, turn: Turn, *, ttl: int) -> None:
+        head = turn.head
+        tenant, turn_id = head.tenant, head.id
+        await self._record(
+            keys.turn(tenant, turn_id),
+            keys.prefix(tenant),
+            _raw(turn_id),
+            ttl * 1000,
+            _raw(head.parent or ""),
+            self._cipher.encrypt(
+                _ENCODER.encode(head), tenant=tenant, kind="turn.head", id=turn_id
+            ),
+            self._seal(turn.items, tenant, "turn.items", turn_id),
+            self._seal(turn.response, tenant, "turn.response", turn_id),
+            _raw(keys.wake_turn(tenant, turn_id)),
+            _ENCODER.encode(turn.item_ids),
+        )
+
+    @override
+    @store_errors
+    async def head(self, tenant: str, turn_id: str) -> TurnHead | None:
+        sealed = await execute(self._client, "HGET", keys.turn(tenant, turn_id), "h")
+        return None if sealed is None else self._open_head(sealed, tenant, turn_id)
+
+    @override
+    @store_errors
+    async def read(self, tenant: str, turn_id: str) -> Turn | None:
+        head, items, response, ids = await execute(
+            self._client, "HMGET", keys.turn(tenant, turn_id), "h", "c", "r", "i"
+        )
+        if head is None:
+            return None
+        return Turn(
+            head=self._open_head(head, tenant, turn_id),
+            items=self._open(items, tenant, "turn.items", turn_id),
+            response=self._open(response, tenant, "turn.response", turn_id),
+            item_ids=_IDS.decode(ids),
+        )
+
+    @override
+    @store_errors
+    async def chain(self, tenant: str, turn_id: str, *, ttl: int) -> Sequence[Turn] | None:
+        """Read a turn and all before it, the first turn first, in one round trip (STATE-6).
+
+        The turns come without `response` and `item_ids`, which would double the bytes and which
+        going on with a chain does not need; `read` has them.
+
+        Raises:
+            Unprocessable: The chain has more than 10,000 turns.
+            Undecipherable: A link of the chain was altered.
+        """
+        found = await self._chain(
+            keys.turn(tenant, turn_id),
+            keys.prefix(tenant),
+            _raw(turn_id),
+            ttl * 1000,
+            _LONGEST_CHAIN,
+        )
+        if found is None:
+            return None
+        if found == -1:
+            raise Unprocessable(
+                f"The chain has more than {_LONGEST_CHAIN} turns.", code="chain_too_long"
+            )
+        turns = [
+            self._link(tenant, _text(found[at]), found[at + 1], found[at + 2])
+            for at in range(len(found) - 3, -1, -3)
+        ]
+        _verify(turns)
+        return turns
+
+    def _link(self, tenant: str, turn_id: str, head: bytes, items: bytes) -> Turn:
+        return Turn(
+            head=self._open_head(head, tenant, turn_id),
+            items=self._open(items, tenant, "turn.items", turn_id),
+        )
+
+    @override
+    @store_errors
+    async def turns_of_items(self, tenant: str, item_ids: Sequence[str]) -> Mapping[str, str]:
+        if not item_ids:
+            return {}
+        names = [keys.item(tenant, item) for item in item_ids]
+        found = await execute(self._client, "MGET", *names)
+        return {
+            item: _text(turn_id)
+            for item, turn_id in zip(item_ids, found, strict=True)
+            if turn_id is not None
+        }
+
+    @override
+    @store_errors
+    async def delete(self, tenant: str, turn_id: str) -> bool:
+        key = keys.turn(tenant, turn_id)
+        return bool(await self._delete(key, keys.prefix(tenant), _raw(turn_id)))
+
+    def _seal(self, plain: bytes, tenant: str, kind: str, turn_id: str) -> bytes:
+        # Empty means that nothing is kept, which is no secret and need not be sealed.
+        if not plain:
+            return b""
+        return self._cipher.encrypt(plain, tenant=tenant, kind=kind, id=turn_id)
+
+    def _open(self, sealed: bytes, tenant: str, kind: str, turn_id: str) -> bytes:
+        if not sealed:
+            return b""
+        return self._cipher.decrypt(sealed, tenant=tenant, kind=kind, id=turn_id)
+
+    def _open_head(self, sealed: bytes, tenant: str, turn_id: str) -> TurnHead:
+        plain = self._cipher.decrypt(sealed, tenant=tenant, kind="turn.head", id=turn_id)
+        return _HEAD.decode(plain)
+
+
+def _verify(turns: Sequence[Turn]) -> None:
+    """Compare the plain parents, which the server followed, with the sealed ones."""
+    parent = None
+    for turn in turns:
+        if (turn.head.parent or None) != parent:
+            raise Undecipherable("The order of a stored chain was altered.")
+        parent = turn.head.id
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogatepass")

@@ -1,0 +1,250 @@
+"""The composition root: the only place that knows adapters, services and doors together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from litestar import Litestar, Router
+from litestar.config.cors import CORSConfig
+from litestar.exceptions import HTTPException
+
+from gateway.adapters.crypto import KeyRing as CipherRing
+from gateway.adapters.crypto import parse_key
+from gateway.adapters.logs import configure_logging
+from gateway.adapters.metrics import PrometheusMeter
+from gateway.adapters.openai.upstream import OpenAIUpstreams
+from gateway.adapters.redis.approvals import RedisApprovalStore
+from gateway.adapters.redis.client import Client, open_clients
+from gateway.adapters.redis.event_log import RedisEventLog
+from gateway.adapters.redis.jobs import RedisJobQueue
+from gateway.adapters.redis.probe import RedisProbe
+from gateway.adapters.redis.turns import RedisTurnStore
+from gateway.adapters.redis.wake import RedisWake
+from gateway.adapters.secrets import SecretResolver
+from gateway.adapters.webhook import HttpWebhookSender
+from gateway.domain.errors import GatewayError
+from gateway.domain.identity import KeyRing
+from gateway.domain.lifecycle import Lifecycle
+from gateway.domain.requests import Bounds
+from gateway.domain.webhooks import WebhookEndpoint
+from gateway.services.answers import NativeAnswers
+from gateway.services.approvals import ApprovalService
+from gateway.services.continuations import Continuations, Sweeper
+from gateway.services.conversations import ConversationService
+from gateway.services.following import Following
+from gateway.services.health import Health
+from gateway.services.legs import Legs
+from gateway.services.pipe import Pipe
+from gateway.services.preparation import Catalog, Preparation
+from gateway.services.records import Records
+from gateway.services.responses import ResponseService
+from gateway.services.settlement import Settlement
+from gateway.services.turns import TurnService
+from gateway.services.webhooks import WebhookService
+from gateway.services.worker import Worker
+from gateway.settings import Settings
+from gateway.web.answers import Pace
+from gateway.web.approvals import approvals_router
+from gateway.web.doors import Doors
+from gateway.web.errors import on_exception, on_gateway_error, on_http_error
+from gateway.web.health import health_router
+from gateway.web.responses import conversations_router, create_router, responses_router
+
+logger = logging.getLogger("gateway")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """The state of a process, over one store."""
+
+    turns: RedisTurnStore
+    approvals: RedisApprovalStore
+    log: RedisEventLog
+    jobs: RedisJobQueue
+    wake: RedisWake
+    probe: RedisProbe
+
+
+def create_app(settings: Settings, *, lifecycle: Lifecycle | None = None) -> Litestar:
+    """Make the application; its adapters are opened when it starts.
+
+    Raises at start-up:
+        SecretUnavailable: A secret that is needed to start cannot be read.
+    """
+    configure_logging()
+    life = lifecycle or Lifecycle()
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncGenerator[None, None]:
+        async with AsyncExitStack() as stack:
+            for router in await _open(stack, settings, life):
+                app.register(router)
+            yield
+
+    origins = list(settings.server.cors_allow_origins)
+    return Litestar(
+        lifespan=[lifespan],
+        exception_handlers={
+            GatewayError: on_gateway_error,
+            HTTPException: on_http_error,
+            Exception: on_exception,
+        },
+        cors_config=CORSConfig(allow_origins=origins) if origins else None,
+        request_max_body_size=settings.server.max_body_bytes,
+        openapi_config=None,
+        logging_config=None,
+    )
+
+
+async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> list[Router]:
+    """Open the adapters, wire the services, start the background, and return the doors."""
+    secrets = SecretResolver()
+    stack.push_async_callback(secrets.aclose)
+    stores = await _stores(stack, settings, secrets)
+    upstream = OpenAIUpstreams(settings.to_upstreams(), secrets)
+    stack.push_async_callback(upstream.aclose)
+    sender = await stack.enter_async_context(HttpWebhookSender())
+
+    servers = {server.label: server for server in settings.to_mcp_servers()}
+    tenants = {tenant.id: tenant for tenant in settings.to_tenants()}
+    models = {model.name: model for model in settings.to_models()}
+    rules = settings.to_rule_set()
+    upstreams = {one.name: one for one in settings.to_upstreams()}
+    catalog = Catalog(models, next(iter(upstreams)), servers, rules)
+    bounds = Bounds(
+        max_depth=settings.server.max_json_depth,
+        max_tools=settings.server.max_tools,
+        max_items=settings.server.max_items,
+    )
+    meter = PrometheusMeter(models=models, servers=servers)
+    health = Health(stores.probe)
+
+    following = Following(log=stores.log, turns=stores.turns, wake=stores.wake)
+    records = Records(turns=stores.turns, approvals=stores.approvals, following=following)
+    preparation = Preparation(
+        turns=stores.turns, answers=NativeAnswers(stores.approvals), catalog=catalog
+    )
+    legs = Legs(upstream=upstream, secrets=secrets, upstreams=upstreams, meter=meter)
+    settlement = Settlement(approvals=stores.approvals, rules=rules, meter=meter)
+    pipe = Pipe(
+        legs=legs,
+        settlement=settlement,
+        turns=stores.turns,
+        approvals=stores.approvals,
+        meter=meter,
+    )
+    continuations = Continuations(
+        approvals=stores.approvals,
+        turns=stores.turns,
+        log=stores.log,
+        jobs=stores.jobs,
+        pipe=pipe,
+        settlement=settlement,
+        servers=servers,
+        tenants=tenants,
+    )
+    worker = Worker(
+        jobs=stores.jobs,
+        wake=stores.wake,
+        continuations=continuations,
+        webhooks=WebhookService(
+            endpoints=[
+                WebhookEndpoint(url=hook.url, secret=hook.secret, events=hook.events)
+                for hook in settings.webhooks
+                if hook.secret is not None
+            ],
+            approvals=stores.approvals,
+            jobs=stores.jobs,
+            sender=sender,
+            secrets=secrets,
+            public_url=settings.server.public_url or "",
+        ),
+        sweeper=Sweeper(stores.approvals),
+        tenants=tenants,
+    )
+    await health.check()
+    await _start(stack, health, stores.wake, worker)
+
+    doors = Doors(KeyRing(settings.to_api_keys()), tenants, bounds.max_depth)
+    pace = Pace(heartbeat=settings.server.heartbeat, stall=settings.server.stall_timeout)
+    turns = TurnService(
+        preparation=preparation,
+        pipe=pipe,
+        records=records,
+        log=stores.log,
+        following=following,
+        health=health,
+        bounds=bounds,
+    )
+    responses = ResponseService(
+        turns=stores.turns,
+        approvals=stores.approvals,
+        upstream=upstream,
+        records=records,
+        following=following,
+        preparation=preparation,
+        legs=legs,
+        continuations=continuations,
+        catalog=catalog,
+        bounds=bounds,
+    )
+    conversations = ConversationService(
+        turns=stores.turns, upstream=upstream, catalog=catalog, bounds=bounds
+    )
+    return [
+        create_router(doors, turns, pace),
+        responses_router(doors, responses, pace),
+        conversations_router(doors, conversations, pace),
+        approvals_router(doors, ApprovalService(approvals=stores.approvals, meter=meter)),
+        health_router(health=health, lifecycle=life, metrics=meter.expose),
+    ]
+
+
+async def _stores(stack: AsyncExitStack, settings: Settings, secrets: SecretResolver) -> Stores:
+    keys = [
+        (key.id, parse_key(await secrets.resolve(key.value))) for key in settings.encryption.keys
+    ]
+    url = await settings.redis.resolve_url(secrets.resolve)
+    clients = await stack.enter_async_context(
+        open_clients(
+            url,
+            socket_timeout=settings.redis.timeout,
+            connect_timeout=settings.redis.connect_timeout,
+        )
+    )
+    return make_stores(clients.commands, clients.pubsub, CipherRing(keys))
+
+
+def make_stores(commands: Client, pubsub: Client, cipher: CipherRing) -> Stores:
+    """Make the stores of one process."""
+    consumer = f"{socket.gethostname()}-{os.getpid()}"
+    return Stores(
+        turns=RedisTurnStore(commands, cipher),
+        approvals=RedisApprovalStore(commands, cipher),
+        log=RedisEventLog(commands, cipher),
+        jobs=RedisJobQueue(commands, consumer),
+        wake=RedisWake(pubsub),
+        probe=RedisProbe(commands),
+    )
+
+
+async def _start(stack: AsyncExitStack, health: Health, wake: RedisWake, worker: Worker) -> None:
+    """Start what runs beside the requests; at the end, jobs that were begun may finish."""
+    stop = asyncio.Event()
+    group = await stack.enter_async_context(asyncio.TaskGroup())
+    endless = [group.create_task(health.run()), group.create_task(wake.run())]
+    work = group.create_task(worker.run(stop))
+
+    async def end() -> None:
+        stop.set()
+        await asyncio.wait({work}, timeout=10)
+        for task in (*endless, work):
+            task.cancel()
+
+    stack.push_async_callback(end)

@@ -1,0 +1,212 @@
+"""`gateway mcp probe`: what an MCP server offers, seen by the official client (RUN-5)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import rfc8785
+
+from gateway.adapters.secrets import SecretResolver
+from gateway.domain.errors import SecretUnavailable
+from gateway.domain.registry import McpServer
+from gateway.domain.secrets import SecretRef
+from gateway.settings import Settings
+
+_TIMEOUT = 30.0
+_PAGES = 100
+
+
+class ProbeError(Exception):
+    """The server could not be asked; the message holds no header value."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReport:
+    """A tool as the server defines it."""
+
+    name: str
+    title: str | None
+    description: str | None
+    annotations: dict[str, Any] | None
+    offered: bool
+    effect: str
+    rule: str
+    definition_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """What a server answered."""
+
+    label: str
+    url: str
+    server: str
+    tools: tuple[ToolReport, ...]
+
+    def to_json(self) -> str:
+        """Write it for programs."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def to_text(self) -> str:
+        """Write it as a table."""
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=f"{self.label}: {escape(_visible(self.server))} at {escape(self.url)}")
+        for heading in ("tool", "title", "claims", "rules say", "definition hash"):
+            table.add_column(heading, overflow="fold")
+        for tool in self.tools:
+            name = _visible(tool.name) + ("" if tool.offered else " (not offered)")
+            said = f"{tool.effect} ({tool.rule})"
+            cells = (name, _visible(tool.title or ""), _claims(tool.annotations), said)
+            table.add_row(*(escape(cell) for cell in cells), tool.definition_hash[:23])
+        console = Console()
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get()
+
+
+def _visible(text: str) -> str:
+    """Show control and hidden characters as escapes: a server's text is not to be trusted."""
+    shown = "".join(ch if ch.isprintable() else f"\\u{ord(ch):04x}" for ch in text)
+    return shown if len(shown) <= 200 else shown[:199] + "…"
+
+
+def _claims(annotations: dict[str, Any] | None) -> str:
+    hints = {name.removesuffix("Hint"): value for name, value in (annotations or {}).items()}
+    shown = [name if value is True else f"{name}={value}" for name, value in hints.items()]
+    return _visible(", ".join(shown))
+
+
+def definition_hash(tool: dict[str, Any]) -> str:
+    """Hash a tool's definition: SHA-256 of its RFC 8785 canonical JSON.
+
+    Args:
+        tool: name, title, description, input_schema, output_schema and annotations; what the
+            server left out is null.
+    """
+    return "sha256:" + hashlib.sha256(rfc8785.dumps(tool)).hexdigest()
+
+
+def probe(settings: Settings, label: str, extra_headers: tuple[str, ...] = ()) -> ProbeReport:
+    """Ask the server registered as `label` for its tools.
+
+    Args:
+        extra_headers: `NAME=REFERENCE` for headers that callers would send.
+
+    Raises:
+        ProbeError: There is no such server, a header is missing, or it does not answer.
+    """
+    servers = {server.label: server for server in settings.to_mcp_servers()}
+    if label not in servers:
+        known = ", ".join(sorted(servers)) or "none"
+        raise ProbeError(f'no mcp_servers entry has the label "{label}"; there is {known}')
+    return asyncio.run(_probe(settings, servers[label], extra_headers))
+
+
+async def _probe(settings: Settings, server: McpServer, extra: tuple[str, ...]) -> ProbeReport:
+    headers = await _headers(server, extra)
+    statuses: list[int] = []
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            name, tools = await _ask(server.url, headers, statuses)
+    except Exception as exc:  # noqa: BLE001  # the client raises groups of many kinds
+        refused = f"HTTP {statuses[-1]}" if statuses and statuses[-1] >= 400 else None
+        raise ProbeError(f"{server.label}: {server.url}: {refused or _reason(exc)}") from None
+    rules = settings.to_rule_set()
+    reports = []
+    for tool in tools:
+        ruling = rules.decide(server.label, tool["name"])
+        reports.append(
+            ToolReport(
+                name=tool["name"],
+                title=tool["title"],
+                description=tool["description"],
+                annotations=tool["annotations"],
+                offered=server.allowed_tools is None or tool["name"] in server.allowed_tools,
+                effect=ruling.effect.value,
+                rule=ruling.rule,
+                definition_hash=definition_hash(tool),
+            )
+        )
+    return ProbeReport(server.label, server.url, name, tuple(reports))
+
+
+async def _headers(server: McpServer, extra: tuple[str, ...]) -> dict[str, str]:
+    resolver = SecretResolver()
+    try:
+        given = {}
+        for text in extra:
+            name, _, written = text.partition("=")
+            given[name.strip().lower()] = await resolver.resolve(SecretRef.parse(written))
+        headers = {name: await resolver.resolve(ref) for name, ref in server.headers.items()}
+    except SecretUnavailable as exc:
+        raise ProbeError(f"{server.label}: {exc}") from None
+    except ValueError as exc:
+        raise ProbeError(f"--header: the value {exc}") from None
+    finally:
+        await resolver.aclose()
+    for source, target in server.forward_headers.items():
+        if source.lower() not in given:
+            raise ProbeError(
+                f"{server.label}: callers send {source} (forward_headers); "
+                f"give it by --header {source}=env:NAME"
+            )
+        headers[target] = given[source.lower()]
+    return headers
+
+
+async def _ask(
+    url: str, headers: dict[str, str], statuses: list[int]
+) -> tuple[str, list[dict[str, Any]]]:
+    """List all tools; the client's errors do not tell the HTTP status, so it is noted."""
+    from mcp.client import Client
+    from mcp.client.streamable_http import streamable_http_client
+    from mcp.shared._httpx_utils import create_mcp_http_client
+
+    async def note(response: Any) -> None:
+        statuses.append(response.status_code)
+
+    tools: list[dict[str, Any]] = []
+    async with create_mcp_http_client(headers=headers) as http:
+        http.event_hooks = {"response": [note]}
+        transport = streamable_http_client(url, http_client=http)
+        async with Client(transport) as client:
+            cursor: str | None = None
+            for _ in range(_PAGES):
+                page = await client.list_tools(cursor=cursor)
+                tools += [_definition(tool) for tool in page.tools]
+                cursor = page.next_cursor
+                if cursor is None:
+                    break
+            info = client.server_info
+    return f"{info.name} {info.version}" if info else "unnamed", tools
+
+
+def _definition(tool: Any) -> dict[str, Any]:
+    annotations = tool.annotations
+    if annotations is not None:
+        annotations = annotations.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {
+        "name": tool.name,
+        "title": tool.title,
+        "description": tool.description,
+        "input_schema": tool.input_schema,
+        "output_schema": tool.output_schema,
+        "annotations": annotations,
+    }
+
+
+def _reason(error: BaseException) -> str:
+    """Say what went wrong without an error's own text, which may quote a header."""
+    leaf = error
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    if isinstance(leaf, TimeoutError):
+        return f"no answer within {_TIMEOUT:.0f} s"
+    return type(leaf).__name__

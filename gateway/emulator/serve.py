@@ -1,0 +1,91 @@
+"""Serving the emulator and its companions with uvicorn: as a program, or inside a test."""
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import uvicorn
+from typing_extensions import override
+
+from gateway.emulator.app import create_emulator
+from gateway.emulator.settings import EmulatorSettings
+
+_STOP_SECONDS = 10.0
+
+
+class _Server(uvicorn.Server):
+    """A server that says where it listens once it does."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    @override
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+def _server(app: Any, host: str, port: int, ready: Callable[[str], None]) -> _Server:
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level=logging.WARNING,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+        ws="none",
+    )
+    return _Server(config, ready)
+
+
+def serve(app: Any, host: str, port: int, name: str) -> None:
+    """Serve an application until a signal, printing one line when it is ready."""
+    server = _server(app, host, port, lambda url: print(f"{name} ready on {url}", flush=True))
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after a graceful stop
+        server.run()
+
+
+def run(settings: EmulatorSettings, host: str = "127.0.0.1", port: int = 8099) -> None:
+    """Serve the emulator until a signal. Port 0 takes a free one; the ready line names it."""
+    serve(create_emulator(settings), host, port, "emulator")
+
+
+@contextmanager
+def serving(app: Any, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serve an application in a thread for the length of the block, and give its base URL.
+
+    Raises:
+        RuntimeError: when it does not start.
+    """
+    urls: list[str] = []
+    started = threading.Event()
+
+    def ready(url: str) -> None:
+        urls.append(url)
+        started.set()
+
+    server = _server(app, host, port, ready)
+
+    def target() -> None:
+        try:
+            server.run()
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=target, name="serving", daemon=True)
+    thread.start()
+    started.wait(_STOP_SECONDS)
+    if not urls:
+        raise RuntimeError("the server did not start")
+    try:
+        yield urls[0]
+    finally:
+        server.should_exit = True
+        thread.join(_STOP_SECONDS)

@@ -1,0 +1,229 @@
+"""Approval answers that arrive as input items: decisions of that principal (APPR-6).
+
+An `mcp_approval_response` is never passed on as it came. It is a vote under the same rules as one
+at the decision endpoint, and what the upstream is told is written from the decided approvals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gateway.domain.approvals import (
+    Approval,
+    ApprovalStatus,
+    Batch,
+    BatchStatus,
+    Verdict,
+    answer,
+    may_decide,
+)
+from gateway.domain.documents import Raw
+from gateway.domain.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    GatewayError,
+    Gone,
+    NotFound,
+    PreconditionFailed,
+)
+from gateway.domain.history import approval_request, approval_response
+from gateway.domain.ports import ApprovalStore, TurnHead, VoteProblem
+from gateway.domain.requests import ApprovalResponse, Item
+from gateway.services.callers import Caller
+
+LEASE = 30.0
+"""Seconds that a claim on a continuation holds without being renewed."""
+
+_CHAINED = frozenset({"mcp_approval_request", "mcp_call", "mcp_list_tools"})
+_ANSWERED = _CHAINED | {"item_reference", "reasoning"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """A decided batch that this request continues, or (`join`) one that goes on by itself."""
+
+    batch: Batch
+    join: str | None = None
+
+    @property
+    def turn_id(self) -> str:
+        """The turn whose upstream response asked."""
+        return self.batch.turn_id
+
+    def complete(self, items: Sequence[Item]) -> list[Item]:
+        """Put the answers of the whole batch where the caller's first answer stands."""
+        completed: list[Item] = []
+        placed = False
+        for item in items:
+            if item.type != "mcp_approval_response":
+                completed.append(item)
+            elif not placed:
+                placed = True
+                completed.extend(
+                    Item(raw=part, type="mcp_approval_response") for part in responses(self.batch)
+                )
+        return completed
+
+
+def not_repeated(items: Sequence[Item], *, answered: bool) -> list[Item]:
+    """Leave out what the upstream's chain holds already; it refuses duplicates."""
+    repeated = _ANSWERED if answered else _CHAINED
+    return [item for item in items if item.type not in repeated]
+
+
+def responses(batch: Batch) -> list[Raw]:
+    """Write the upstream's answers to a decided batch, each with its true cause."""
+    written: list[Raw] = []
+    for approval in batch.approvals:
+        approve, reason = answer(approval)
+        written.append(approval_response(approval.request_id, approve=approve, reason=reason))
+    return written
+
+
+def vote_error(problem: VoteProblem, approval: Approval | None) -> GatewayError:
+    """Choose the error for a vote that did not count."""
+    status = approval.status.value if approval else ""
+    match problem:
+        case "not_found":
+            return NotFound("There is no such approval.", code="approval_not_found")
+        case "already_decided":
+            return Conflict(f"The approval is already {status}.", code="already_decided")
+        case "vote_conflict":
+            return Conflict("You have already decided otherwise.", code="vote_conflict")
+        case "fingerprint_mismatch":
+            return Conflict(
+                "The fingerprint is not that of the approval; read it again before deciding.",
+                code="fingerprint_mismatch",
+                param="fingerprint",
+            )
+        case "version_mismatch":
+            return PreconditionFailed("The approval has changed since; read it again.")
+        case "expired":
+            return Gone("The approval has expired.", code="expired")
+
+
+def refusal(cause: str) -> Forbidden:
+    """Say why a principal may not decide."""
+    if cause == "self_approval":
+        return Forbidden("You may not decide your own request.", code="self_approval")
+    return Forbidden("You are not an approver of this request.", code="not_an_approver")
+
+
+def pending_conflict(batch: Batch) -> Conflict:
+    """The error for new input on a chain with an open approval (APPR-3)."""
+    names = ", ".join(
+        approval.id for approval in batch.approvals if approval.status is ApprovalStatus.PENDING
+    )
+    return Conflict(
+        f"The response '{batch.turn_id}' waits for approvals ({names or 'decided, not continued'}"
+        "). Decide them before you send new input.",
+        code="approval_pending",
+        param="previous_response_id",
+    )
+
+
+class NativeAnswers:
+    """Reads the answers in a request's input."""
+
+    def __init__(self, approvals: ApprovalStore) -> None:
+        self._approvals = approvals
+
+    async def take(
+        self,
+        caller: Caller,
+        given: Sequence[ApprovalResponse],
+        parent: TurnHead | None,
+        end_user: str,
+    ) -> Answers | None:
+        """Count the answers as votes, and claim the batch that they decide.
+
+        Raises:
+            NotFound: An answer is to a request that this caller was not given.
+            Forbidden: The caller may not decide it.
+            Conflict: It was decided otherwise, was continued already, or others are pending.
+        """
+        tenant = caller.tenant.id
+        if not given:
+            if parent is not None and parent.batch:
+                await self._refuse_open(tenant, parent.batch)
+            return None
+        known = await self._approvals.by_request(
+            tenant, [response.approval_request_id for response in given]
+        )
+        approvals = [self._own(known, response, end_user) for response in given]
+        batch_ids = {approval.batch_id for approval in approvals}
+        if len(batch_ids) > 1 or (parent is not None and parent.batch not in batch_ids):
+            raise BadRequest(
+                "The approval responses do not answer the response that is continued.",
+                code="approval_mismatch",
+                param="input",
+            )
+        for response, approval in zip(given, approvals, strict=True):
+            await self._vote(caller, response, approval)
+        return await self._claim(tenant, batch_ids.pop())
+
+    async def requests(self, caller: Caller, ids: Sequence[str], end_user: str) -> dict[str, Raw]:
+        """Write the approval requests that the caller was given, from the approvals."""
+        known = await self._approvals.by_request(caller.tenant.id, ids) if ids else {}
+        return {
+            id_: approval_request(
+                id_, server=approval.server, tool=approval.tool, arguments=approval.arguments
+            )
+            for id_, approval in known.items()
+            if approval.end_user in ("", end_user)
+        }
+
+    async def _refuse_open(self, tenant: str, batch_id: str) -> None:
+        batch = await self._approvals.batch(tenant, batch_id)
+        if batch is not None and batch.status in (
+            BatchStatus.WAITING,
+            BatchStatus.READY,
+            BatchStatus.CLAIMED,
+        ):
+            raise pending_conflict(batch)
+
+    def _own(
+        self, known: Mapping[str, Approval], response: ApprovalResponse, end_user: str
+    ) -> Approval:
+        approval = known.get(response.approval_request_id)
+        if approval is None or approval.end_user not in ("", end_user):
+            raise NotFound(
+                f"There is no approval request '{response.approval_request_id}'.",
+                code="approval_request_not_found",
+                param="input",
+            )
+        return approval
+
+    async def _vote(self, caller: Caller, response: ApprovalResponse, approval: Approval) -> None:
+        cause = may_decide(approval, caller.principal)
+        if cause is not None:
+            raise refusal(cause)
+        result = await self._approvals.vote(
+            caller.tenant.id,
+            approval.id,
+            actor=caller.principal.subject,
+            verdict=Verdict.APPROVE if response.approve else Verdict.DENY,
+            fingerprint=approval.fingerprint,
+            reason=response.reason,
+        )
+        if result.problem is not None:
+            raise vote_error(result.problem, result.approval)
+
+    async def _claim(self, tenant: str, batch_id: str) -> Answers:
+        batch = await self._approvals.batch(tenant, batch_id)
+        if batch is None:
+            raise NotFound("There is no such approval.", code="approval_not_found")
+        if batch.open:
+            raise pending_conflict(batch)
+        if not any(approval.by == "caller" for approval in batch.approvals):
+            return Answers(batch, join=batch.turn_id)
+        claimed = await self._approvals.claim(tenant, batch_id, lease=LEASE)
+        if claimed is None:
+            raise Conflict(
+                "These approvals have been answered and continued already.",
+                code="already_continued",
+                param="input",
+            )
+        return Answers(claimed)

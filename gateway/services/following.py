@@ -1,0 +1,78 @@
+"""Follow a turn that goes on elsewhere: its event log, or its end (APPR-3, APPR-4).
+
+Holding a stream is only a view on a durable record; whoever reads here can leave and come back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+
+from gateway.domain import events
+from gateway.domain.ports import EventLog, TurnStore, Wake
+
+LOOK_AGAIN = 5.0
+"""Seconds after which a waiter looks without a hint, since hints may be lost."""
+
+RUNNING = frozenset({"in_progress", "queued"})
+
+
+def wake_key(tenant: str, turn_id: str) -> str:
+    """Name the hints of one turn."""
+    return f"turn:{tenant}:{turn_id}"
+
+
+class Following:
+    """Views on turns that are held or run elsewhere."""
+
+    def __init__(self, *, log: EventLog, turns: TurnStore, wake: Wake) -> None:
+        self._log = log
+        self._turns = turns
+        self._wake = wake
+
+    async def events(self, tenant: str, turn_id: str, *, after: int) -> AsyncGenerator[bytes, None]:
+        """Yield the turn's events after a `sequence_number`, until its last one.
+
+        Args:
+            after: -1 for all of them.
+        """
+        cursor = ""
+        with self._wake.listen(wake_key(tenant, turn_id)) as hint:
+            while True:
+                page = await self._log.read(tenant, turn_id, cursor=cursor)
+                if page is None:
+                    return  # deleted, or past its time
+                for last, block in page.blocks:
+                    if last > after:
+                        yield _rest_of(block, after)
+                cursor = page.cursor
+                if page.end:
+                    return
+                if not page.blocks:
+                    await hint.wait(LOOK_AGAIN)
+
+    async def exists(self, tenant: str, turn_id: str) -> bool:
+        """Tell whether the turn has an event log."""
+        return await self._log.read(tenant, turn_id, cursor="", limit=1) is not None
+
+    async def until_settled(self, tenant: str, turn_id: str, *, seconds: float) -> None:
+        """Wait until the turn has ended, or for `seconds`."""
+        deadline = time.monotonic() + seconds
+        with self._wake.listen(wake_key(tenant, turn_id)) as hint:
+            while (left := deadline - time.monotonic()) > 0:
+                head = await self._turns.head(tenant, turn_id)
+                if head is None or head.status not in RUNNING:
+                    return
+                await hint.wait(min(left, LOOK_AGAIN))
+
+
+def _rest_of(block: bytes, after: int) -> bytes:
+    """Cut off the frames of a block that were seen."""
+    if after < 0:
+        return block
+    kept: list[bytes] = []
+    for frame in events.frames(block):
+        number = events.last_sequence_number(frame)
+        if number is None or number > after:
+            kept.append(frame)
+    return b"".join(kept)

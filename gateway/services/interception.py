@@ -1,0 +1,225 @@
+"""The pipe over one leg's events: pass bytes, note items, hold the terminal event (API-3, APPR-1).
+
+upstream bytes ─> Framer ─> split ─┬─ bytes ──────────────> caller
+                                   └─ Frame ─> by type ──┬─> caller (rewritten where needed)
+                                                         └─> held: the terminal event
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from gateway.domain import events
+from gateway.domain.documents import NULL, Document, Raw, parse_document, raw
+from gateway.domain.events import Frame, MalformedFrame
+from gateway.domain.history import stored_output
+from gateway.domain.tools import Scrubber
+from gateway.domain.turns import TurnState, View, output_of, text_field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegResult:
+    """What a leg came to: the final response object, its exact output, and its event's type."""
+
+    response: Document
+    output: list[Raw]
+    event: str = "response.completed"
+
+    @property
+    def id(self) -> str:
+        """The upstream's response id."""
+        return text_field(self.response, "id")
+
+    @property
+    def status(self) -> str:
+        """The upstream's response status."""
+        return text_field(self.response, "status")
+
+
+def json_result(body: bytes) -> LegResult:
+    """Read a JSON leg.
+
+    Raises:
+        msgspec.DecodeError: The body is not a JSON object.
+    """
+    response = parse_document(body)
+    return LegResult(response=response, output=output_of(response))
+
+
+@dataclass(slots=True)
+class _Noted:
+    done: dict[str, Raw] = field(default_factory=dict)
+    response: Document = field(default_factory=dict)
+
+
+class Interceptor:
+    """Reads one leg of a turn; the caller sees one stream whatever the number of legs (APPR-2).
+
+    Attributes:
+        result: The leg's result once its terminal event is there; the event itself is held.
+        sequence: The next free `sequence_number` of the caller's stream.
+        first_event_at: `time.monotonic()` of the first event, or `None`.
+    """
+
+    def __init__(self, state: TurnState, view: View, scrubber: Scrubber) -> None:
+        self._state = state
+        self._view = view
+        self._scrubber = scrubber
+        self._later = state.legs > 0
+        self._offset = state.output_count
+        self._framer = events.Framer()
+        self._noted = _Noted()
+        self._last_block = b""
+        self._terminal: tuple[Frame, Document] | None = None
+        self._sequence = state.sequence
+        self.result: LegResult | None = None
+        self.first_event_at: float | None = None
+        self._acts: dict[str, Callable[[Frame], bytes]] = {
+            **dict.fromkeys(events.OPENING, self._opening),
+            **dict.fromkeys(events.TERMINAL, self._ending),
+            "response.output_item.added": self._item,
+            "response.output_item.done": self._item,
+            "error": self._error,
+        }
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take bytes from the upstream, return those for the caller.
+
+        Raises:
+            MalformedFrame: A frame that must be acted on cannot be read.
+            FrameTooLarge: A frame does not end.
+        """
+        block = self._framer.feed(chunk)
+        if not block:
+            return b""
+        if self.first_event_at is None:
+            self.first_event_at = time.monotonic()
+        parts = [
+            self._acts[part.type](part) if isinstance(part, Frame) else self._pass(part)
+            for part in events.split(block)
+            if self.result is None  # nothing counts after the terminal event
+        ]
+        return self._scrubber.scrub(b"".join(parts)) if self._scrubber else b"".join(parts)
+
+    def finish(self) -> bytes:
+        """Take the end of the upstream's bytes: a last frame may lack its blank line."""
+        rest = self._framer.rest
+        return self.feed(b"\n\n") if rest.strip() and self.result is None else b""
+
+    @property
+    def sequence(self) -> int:
+        """The next free `sequence_number`."""
+        if not self._later and self._last_block:
+            last = events.last_sequence_number(self._last_block)
+            self._last_block = b""
+            if last is not None:
+                self._sequence = max(self._sequence, last + 1)
+        return self._sequence
+
+    @property
+    def response(self) -> Document:
+        """The response as far as it is known."""
+        return self._noted.response
+
+    def _pass(self, block: bytes) -> bytes:
+        if not self._later:
+            self._last_block = block
+            return block
+        return b"".join(self._renumber(frame) for frame in events.frames(block))
+
+    def _renumber(self, frame: bytes) -> bytes:
+        if not frame.strip() or frame.startswith(b":"):
+            return frame
+        renumbered = events.renumber(frame, sequence=self._sequence, index_offset=self._offset)
+        self._sequence += 1
+        return renumbered
+
+    def _number(self, document: Document) -> None:
+        """Note a frame's number on the first leg, and give it one on later legs."""
+        if self._later:
+            document["sequence_number"] = raw(self._sequence)
+            self._sequence += 1
+            return
+        self._last_block = b""
+        number = events.sequence_number(document)
+        self._sequence = self._sequence + 1 if number is None else number + 1
+
+    def _opening(self, frame: Frame) -> bytes:
+        document = frame.document()
+        response = _object(document, "response")
+        self._noted.response = response
+        if not self._state.first:
+            self._state.first = response
+        if not self._state.turn_id:
+            self._state.turn_id = text_field(response, "id")
+        if self._later:
+            return b""  # the caller's response has been opened
+        self._number(document)
+        if not self._view.changes_opening:
+            return frame.data
+        document["response"] = raw(self._view.response(response))
+        return events.rewrite(frame, document)
+
+    def _item(self, frame: Frame) -> bytes:
+        document = frame.document()
+        item = document.get("item", NULL)
+        if frame.type == "response.output_item.done":
+            id_ = text_field(_object(document, "item"), "id")
+            if id_:
+                self._noted.done[id_] = Raw(bytes(item))
+        self._number(document)
+        shown = self._view.item(item)
+        if shown is item and not self._later:
+            return frame.data
+        document["item"] = shown
+        if self._later:
+            index = msgspec.json.decode(document.get("output_index", Raw(b"0")), type=int)
+            document["output_index"] = raw(index + self._offset)
+        return events.rewrite(frame, document)
+
+    def _error(self, frame: Frame) -> bytes:
+        if not self._later:
+            self._last_block = frame.data
+            return frame.data
+        return self._renumber(frame.data)
+
+    def _ending(self, frame: Frame) -> bytes:
+        document = frame.document()
+        response = _object(document, "response")
+        self._noted.response = response
+        if not self._state.turn_id:
+            self._state.turn_id = text_field(response, "id")
+        self._terminal = (frame, document)
+        if not self._later:
+            number = events.sequence_number(document)
+            # Without numbers of its own the stream is counted by what was passed.
+            self._sequence = self.sequence if number is None else number
+        output = stored_output(output_of(response), self._noted.done)
+        self.result = LegResult(response=response, output=output, event=frame.type)
+        return b""
+
+    def terminal_frame(self) -> bytes:
+        """Write the held terminal event as the end of the caller's stream."""
+        if self._terminal is None:
+            return b""
+        frame, document = self._terminal
+        response = _object(document, "response")
+        if not self._later and not self._view.changes_final(response):
+            data = frame.data
+        else:
+            shown = {**document, "response": raw(self._view.final(response))}
+            if self._later:
+                shown["sequence_number"] = raw(self._sequence)
+            data = events.rewrite(frame, shown)
+        return self._scrubber.scrub(data) if self._scrubber else data
+
+
+def _object(document: Document, key: str) -> Document:
+    try:
+        return parse_document(document.get(key, NULL))
+    except msgspec.DecodeError as exc:
+        raise MalformedFrame(f"the event has no {key} object") from exc

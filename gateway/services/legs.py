@@ -1,0 +1,160 @@
+"""Send one leg of a turn: join secrets, write the body, open the upstream, repair once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import msgspec
+
+from gateway.domain.documents import Raw, encode, parse_array, raw
+from gateway.domain.errors import UpstreamRefused, UpstreamUnreachable
+from gateway.domain.history import without_reasoning
+from gateway.domain.ports import ByteStream, Meter, SecretSource, UpstreamAnswer, UpstreamClient
+from gateway.domain.registry import Upstream
+from gateway.domain.requests import ENCRYPTED_REASONING
+from gateway.domain.tools import Scrubber, Tools, join
+from gateway.domain.turns import TurnState
+
+T = TypeVar("T")
+
+_CANNOT_VERIFY = re.compile(
+    rb"invalid_encrypted_content|encrypted content .{0,200}could not be verified"
+    rb"|provided without its required (?:following|reasoning) item"
+    rb"|Item with id '?[\w-]+'? not found",
+    re.IGNORECASE | re.DOTALL,
+)
+_NO_CIPHERTEXT = re.compile(rb"Encrypted content is not supported", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leg:
+    """What one leg sends.
+
+    Attributes:
+        input: The upstream input, or `None`.
+        previous: The upstream id that it chains on, or `None`.
+        first: Whether it is the first leg; only that one may be sent again.
+    """
+
+    state: TurnState
+    tools: Tools
+    input: Raw | None
+    previous: str | None
+    first: bool = True
+
+
+class Legs:
+    """Sends legs to upstreams."""
+
+    def __init__(
+        self,
+        *,
+        upstream: UpstreamClient,
+        secrets: SecretSource,
+        upstreams: Mapping[str, Upstream],
+        meter: Meter,
+    ) -> None:
+        self._upstream = upstream
+        self._secrets = secrets
+        self._upstreams = upstreams
+        self._meter = meter
+
+    async def join(self, tools: Tools) -> tuple[Raw | None, Scrubber]:
+        """Write `tools` with fresh secrets, and a scrubber that knows them (MCP-2, MCP-3)."""
+        if not tools.parts:
+            return None, Scrubber(())
+        secrets: dict[str, dict[str, str]] = {}
+        known: list[str] = []
+        for attachment in tools.attachments:
+            if attachment.server is not None:
+                headers = {
+                    name: await self._secrets.resolve(ref)
+                    for name, ref in attachment.server.headers.items()
+                }
+                secrets[attachment.label] = headers
+                known += [*headers.values(), *attachment.forwarded.values()]
+        return join(tools, secrets), Scrubber(known)
+
+    async def open(self, leg: Leg, tools: Raw | None) -> ByteStream:
+        """Open the leg's stream. Raises the errors of `UpstreamClient`."""
+
+        async def call(body: bytes) -> ByteStream:
+            return await self._upstream.open(
+                leg.state.upstream, "POST", "/responses", body=body, headers=leg.state.headers
+            )
+
+        return await self._repaired(leg, tools, call, stream=True)
+
+    async def send(self, leg: Leg, tools: Raw | None, path: str = "/responses") -> UpstreamAnswer:
+        """Send the leg and read its whole answer. Raises the errors of `UpstreamClient`."""
+
+        async def call(body: bytes) -> UpstreamAnswer:
+            return await self._upstream.send(
+                leg.state.upstream, "POST", path, body=body, headers=leg.state.headers
+            )
+
+        return await self._repaired(leg, tools, call, stream=False)
+
+    async def _repaired(
+        self,
+        leg: Leg,
+        tools: Raw | None,
+        call: Callable[[bytes], Awaitable[T]],
+        *,
+        stream: bool,
+    ) -> T:
+        """Send, and send once more where that is safe: nothing arrived, or it was refused.
+
+        A refusal of the input (STATE-5) ran nothing, so it may be mended on any leg.
+        """
+        body = write_body(leg, tools, stream=stream)
+        try:
+            return await call(body)
+        except UpstreamUnreachable:
+            if not leg.first:
+                raise
+            return await call(body)
+        except UpstreamRefused as exc:
+            mended = self._mend(leg, exc)
+            if mended is None:
+                raise
+            self._meter.repaired(leg.state.upstream)
+            return await call(write_body(mended, tools, stream=stream))
+
+    def _mend(self, leg: Leg, error: UpstreamRefused) -> Leg | None:
+        how = self._upstreams[leg.state.upstream].repair
+        if error.status_code not in (400, 404) or how == "off":
+            return None
+        if _NO_CIPHERTEXT.search(error.body) and leg.state.stateless:
+            return replace(leg, state=_without_include(leg.state))
+        if leg.input is None or not _CANNOT_VERIFY.search(error.body):
+            return None
+        data = bytes(leg.input)
+        if data[:1] != b"[":
+            return None
+        items = parse_array(data)
+        kept = without_reasoning(items, strip_ids=how == "strip_ids")
+        return replace(leg, input=raw(kept)) if kept != items else None
+
+
+def _without_include(state: TurnState) -> TurnState:
+    wanted = msgspec.json.decode(state.body["include"], type=list[str])
+    include = [name for name in wanted if name != ENCRYPTED_REASONING]
+    return msgspec.structs.replace(state, body={**state.body, "include": raw(include)})
+
+
+def write_body(leg: Leg, tools: Raw | None, *, stream: bool) -> bytes:
+    """Write the upstream body: the caller's fields as they came, ours beside them."""
+    body = dict(leg.state.body)
+    if leg.input is not None:
+        body["input"] = leg.input
+    if tools is not None:
+        body["tools"] = tools
+    if leg.previous is not None:
+        body["previous_response_id"] = raw(leg.previous)
+    if stream:
+        body["stream"] = raw(True)
+    return encode(body)

@@ -1,0 +1,427 @@
+"""The one pipe of every turn: leg, intercept, settle, record (APPR-1, APPR-2, CHAIN-4, STREAM-1).
+
+    open leg ─> events through the interceptor ─> settle ─┬─ nothing asked ─> record ─> terminal
+        ^                                                 ├─ rules decided ─> dispatch ─┐
+        └─────────────────────────────────────────────────┼─────────────────────────────┘
+                                                          └─ a person decides ─> held
+
+The caller's stream, a JSON answer and a continuation on another replica run the same steps; they
+differ in where the bytes go.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import msgspec
+
+from gateway.domain import events
+from gateway.domain.approvals import Approval, ApprovalStatus, Batch, BatchStatus
+from gateway.domain.documents import Document, Raw, encode, raw
+from gateway.domain.errors import (
+    Conflict,
+    GatewayError,
+    UpstreamDisconnected,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
+from gateway.domain.history import Kept, ids_of, pack
+from gateway.domain.ports import ApprovalStore, ByteStream, Meter, Turn, TurnHead, TurnStore
+from gateway.domain.turns import text_field
+from gateway.services.answers import LEASE, responses
+from gateway.services.interception import Interceptor, LegResult
+from gateway.services.legs import Leg, Legs
+from gateway.services.settlement import Running, Settlement
+
+logger = logging.getLogger("gateway.turns")
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The turn goes on at once with another leg."""
+
+    leg: Leg
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A person decides; the turn goes on as a job."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The turn is over and on record; `batch` where the caller itself is asked."""
+
+    batch: Batch | None = None
+
+
+Outcome = Next | Held | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class LegAnswer:
+    """The headers and body of a JSON leg."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Tee:
+    """Keeps a copy of the caller's stream for whoever joins later; this one keeps nothing."""
+
+    def add(self, sequence: int, block: bytes) -> None:
+        """Take a block and the `sequence_number` of its last event."""
+
+    async def flush(self, *, end: bool = False) -> None:
+        """Write what was taken to the event log."""
+
+
+class Pipe:
+    """Runs turns."""
+
+    def __init__(
+        self,
+        *,
+        legs: Legs,
+        settlement: Settlement,
+        turns: TurnStore,
+        approvals: ApprovalStore,
+        meter: Meter,
+    ) -> None:
+        self._legs = legs
+        self._settlement = settlement
+        self._turns = turns
+        self._approvals = approvals
+        self._meter = meter
+
+    async def open(self, running: Running, leg: Leg) -> ByteStream:
+        """Open a leg's stream, with fresh secrets, dispatched first where it answers a batch."""
+        tools, running.scrubber = await self._legs.join(running.tools)
+        await self._dispatch(running)
+        return await self._legs.open(leg, tools)
+
+    async def send(self, running: Running, leg: Leg) -> LegAnswer:
+        """Send a leg and read its JSON."""
+        tools, running.scrubber = await self._legs.join(running.tools)
+        await self._dispatch(running)
+        answer = await self._legs.send(leg, tools)
+        return LegAnswer(answer.headers, answer.body)
+
+    async def _dispatch(self, running: Running) -> None:
+        """Write `dispatched` before the request leaves: it is sent at most once (APPR-5)."""
+        batch = running.batch
+        if batch is not None and not await self._approvals.dispatch(
+            running.state.tenant, batch.id, fence=batch.fence
+        ):
+            running.batch = None
+            raise Conflict("The approvals were continued elsewhere.", code="already_continued")
+
+    async def events(
+        self, running: Running, opening: Callable[[], Awaitable[ByteStream]], tee: Tee
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the caller's stream until the turn ends or is held.
+
+        Errors become an `error` event and `response.failed`, never a silent end (API-5).
+
+        Args:
+            opening: Opens the first leg's stream, or hands over the open one.
+        """
+        reader = Interceptor(running.state, running.view, running.scrubber)
+        try:
+            stream = await opening()
+            while True:
+                reader = Interceptor(running.state, running.view, running.scrubber)
+                async with aclosing(self._leg(stream, reader, tee)) as blocks:
+                    async for block in blocks:
+                        yield block
+                result = _ended(reader)
+                running.state.sequence = reader.sequence
+                outcome = await self._settle(running, result, tee)
+                if not isinstance(outcome, Next):
+                    break
+                stream = await self.open(running, outcome.leg)
+            if isinstance(outcome, Ended):
+                block = reader.terminal_frame()
+                tee.add(reader.sequence, block)
+                yield block
+        except (GatewayError, events.MalformedFrame, events.FrameTooLarge) as exc:
+            block = await self._failed(running, reader, _as_error(exc))
+            tee.add(reader.sequence + 1, block)
+            yield block
+        finally:
+            await self.release(running)
+
+    async def _leg(
+        self, stream: ByteStream, reader: Interceptor, tee: Tee
+    ) -> AsyncGenerator[bytes, None]:
+        async with aclosing(stream):
+            async for chunk in stream:
+                block = reader.feed(chunk)
+                if block:
+                    tee.add(reader.sequence - 1, block)
+                    yield block
+                if reader.result is not None:
+                    return
+            block = reader.finish()
+            if block:
+                tee.add(reader.sequence - 1, block)
+                yield block
+
+    async def settle(self, running: Running, result: LegResult) -> Outcome:
+        """Settle a JSON leg."""
+        return await self._settle(running, result, Tee())
+
+    async def _settle(self, running: Running, result: LegResult, tee: Tee) -> Outcome:
+        approvals = self._settlement.note(running, result)
+        await self._finish_batch(running, BatchStatus.DONE, result.id)
+        if not approvals:
+            await self._record(running, result.response)
+            return Ended()
+        pending = [one for one in approvals if one.status is ApprovalStatus.PENDING]
+        if not pending:
+            batch = await self._settlement.open(running, approvals, held=b"", lease=LEASE)
+            return Next(continuation(running, self._settlement.revalidate(running, batch)))
+        if any(one.by == "caller" for one in pending):
+            batch = await self._settlement.open(running, approvals, held=b"", lease=None)
+            await self._record(running, result.response, batch=batch.id)
+            return Ended(batch)
+        return await self._hold(running, result, approvals, tee)
+
+    async def _hold(
+        self, running: Running, result: LegResult, approvals: Sequence[Approval], tee: Tee
+    ) -> Held:
+        """Put the turn on record as waiting, before the batch can be decided anywhere."""
+        running.held = True
+        await tee.flush()
+        shown = {**running.view.final(result.response), "status": raw("in_progress")}
+        await self._record(running, shown, batch=result.id, status="in_progress")
+        held = encode(running.state)
+        batch = await self._settlement.open(running, approvals, held=held, lease=None)
+        running.waits = True
+        return Held(batch)
+
+    async def _record(
+        self,
+        running: Running,
+        response: Document,
+        *,
+        batch: str = "",
+        status: str | None = None,
+    ) -> None:
+        state = running.state
+        ends = status is None
+        if ends:
+            self._count(running, response)
+        if not state.keep and not running.held:
+            return
+        served_here = state.stateless or state.legs > 1 or running.held
+        shown = running.view.final(response) if ends else response
+        await self._turns.record(
+            Turn(
+                head=TurnHead(
+                    id=state.turn_id,
+                    tenant=state.tenant,
+                    upstream=state.upstream,
+                    end_user=state.end_user,
+                    parent=state.parent,
+                    last_leg=state.last_leg,
+                    status=status or _status(response),
+                    stored=state.stored,
+                    legs=state.legs,
+                    subject=state.subject,
+                    model=state.model,
+                    batch=batch,
+                ),
+                items=pack(state.items) if state.keep else b"",
+                response=running.scrubber.scrub(encode(shown)) if served_here else b"",
+                item_ids=ids_of(state.items) if state.keep else (),
+            ),
+            ttl=running.tenant.ttl,
+        )
+
+    def _count(self, running: Running, response: Document) -> None:
+        state = running.state
+        self._meter.turn(
+            upstream=state.upstream,
+            model=state.model,
+            status=_status(response),
+            streamed=state.streamed,
+            legs=state.legs,
+            seconds=time.time() - state.started_at,
+        )
+        usage = state.usage
+        self._meter.tokens(
+            upstream=state.upstream,
+            model=state.model,
+            input=_number(usage.get("input_tokens")),
+            output=_number(usage.get("output_tokens")),
+        )
+        withheld = response.get("input_transformations")
+        if withheld is not None and bytes(withheld)[:1] == b"[":
+            count = len(msgspec.json.decode(withheld, type=list[Raw]))
+            self._meter.withheld(state.upstream, count)
+
+    async def _finish_batch(
+        self, running: Running, status: BatchStatus, next_id: str | None = None
+    ) -> None:
+        batch, running.batch = running.batch, None
+        if batch is not None:
+            await self._approvals.finish(
+                running.state.tenant,
+                batch.id,
+                fence=batch.fence,
+                status=status,
+                next_response_id=next_id,
+            )
+
+    async def failed(self, running: Running, error: GatewayError) -> None:
+        """Note that a turn failed: its batch, its record where it was held, and its metrics."""
+        status = BatchStatus.FAILED
+        if isinstance(error, UpstreamTimeout | UpstreamDisconnected):
+            status = BatchStatus.INDETERMINATE  # the request may have arrived (APPR-5)
+        elif isinstance(error, UpstreamRefused):
+            status = BatchStatus.READY  # nothing ran: whoever asked may try again
+        if running.held and status is BatchStatus.READY:
+            status = BatchStatus.FAILED
+        try:
+            await self._finish_batch(running, status)
+            if running.held:
+                await self._record(running, self._failed_response(running, error))
+        except GatewayError:
+            logger.exception("a failed turn could not be recorded")
+        self._meter.turn(
+            upstream=running.state.upstream,
+            model=running.state.model,
+            status="error",
+            streamed=running.state.streamed,
+            legs=running.state.legs,
+            seconds=time.time() - running.state.started_at,
+        )
+
+    def _failed_response(self, running: Running, error: GatewayError) -> Document:
+        shown = running.view.final(running.state.first)
+        return {
+            **shown,
+            "status": raw("failed"),
+            "error": raw({"code": error.code or "server_error", "message": error.message}),
+        }
+
+    async def _failed(self, running: Running, reader: Interceptor, error: GatewayError) -> bytes:
+        logger.warning(
+            "a stream failed",
+            extra={"turn": running.state.turn_id, "code": error.code, "error": error.message},
+        )
+        await self.failed(running, error)
+        response = running.state.first or _unknown_response(running)
+        return running.scrubber.scrub(
+            events.error_frames(
+                sequence=reader.sequence,
+                kind=error.type,
+                code=error.code,
+                message=error.message,
+                response=running.view.response(response),
+            )
+        )
+
+    async def release(self, running: Running) -> None:
+        """End a batch whose leg was left by its caller; what it ran is not known."""
+        if running.batch is not None:
+            try:
+                await self._finish_batch(running, BatchStatus.INDETERMINATE)
+            except GatewayError:
+                logger.exception("a batch could not be released")
+
+
+def continuation(running: Running, batch: Batch) -> Leg:
+    """Write the leg that answers a decided batch; upstream wants all answers at once."""
+    state = running.state
+    running.batch = batch
+    answers = responses(batch)
+    state.items.extend(Kept("gw", answer) for answer in answers)
+    if running.base is not None:
+        made = [item.i for item in state.items if item.o != "in"]
+        return Leg(
+            state=state,
+            tools=running.tools,
+            input=raw(running.base + made),
+            previous=None,
+            first=False,
+        )
+    return Leg(
+        state=state,
+        tools=running.tools,
+        input=raw(answers),
+        previous=None if state.conversation else state.last_leg,
+        first=False,
+    )
+
+
+def _ended(reader: Interceptor) -> LegResult:
+    if reader.result is None:
+        raise UpstreamDisconnected(
+            "The upstream ended the stream without a terminal event.", code="upstream_incomplete"
+        )
+    return reader.result
+
+
+def _as_error(exc: Exception) -> GatewayError:
+    if isinstance(exc, UpstreamRefused):
+        return refused_in_stream(exc)
+    if isinstance(exc, GatewayError):
+        return exc
+    if isinstance(exc, events.FrameTooLarge):
+        return UpstreamDisconnected("The upstream sent an event that is too large.")
+    return UpstreamDisconnected(
+        "The upstream sent an event that cannot be read.", code="upstream_malformed"
+    )
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+    type: str | None = None
+    code: str | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error = msgspec.field(default_factory=_Error)
+
+
+def refused_in_stream(exc: UpstreamRefused) -> UpstreamRefused:
+    """Give an HTTP error of the upstream its own code and message, for an event (API-5)."""
+    try:
+        error = msgspec.json.decode(exc.body, type=_ErrorBody).error
+    except msgspec.DecodeError:
+        return exc
+    exc.message = error.message or exc.message
+    exc.code = error.code or exc.code
+    exc.type = error.type or exc.type
+    return exc
+
+
+def _unknown_response(running: Running) -> Document:
+    """Stand in for a response that the upstream never opened."""
+    return {
+        "id": raw(running.state.turn_id or "resp_" + secrets.token_hex(24)),
+        "object": raw("response"),
+        "created_at": raw(int(running.state.started_at)),
+        "model": raw(running.state.model),
+        "output": raw([]),
+        "parallel_tool_calls": raw(True),
+        "tool_choice": raw("auto"),
+        "tools": raw([]),
+    }
+
+
+def _status(response: Document) -> str:
+    return text_field(response, "status") or "completed"
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,356 @@
+"""Admit and prepare a turn: whose chain, which upstream, which tools, which input (steps 1 and 2).
+
+Nothing is sent upstream and nothing is stored before all of it has passed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gateway.domain.documents import Document, Raw, raw
+from gateway.domain.errors import BadRequest, Conflict, Forbidden, NotFound
+from gateway.domain.history import (
+    Kept,
+    guarded_ids,
+    replay,
+    resolve_references,
+    restore_guarded,
+    unknown_item,
+    unpack,
+)
+from gateway.domain.identity import Tenant
+from gateway.domain.ports import TurnHead, TurnStore
+from gateway.domain.registry import McpServer, Model, Route
+from gateway.domain.requests import ENCRYPTED_REASONING, CreateRequest, Item, item_of, without
+from gateway.domain.rules import RuleSet
+from gateway.domain.tools import Attachment, Tools, attach, refuse_smuggled_items
+from gateway.domain.turns import HeldServer, HeldTool, TurnState
+from gateway.services.answers import Answers, NativeAnswers, not_repeated
+from gateway.services.callers import Caller, owned, previous_not_found
+
+_OWN_FIELDS = ("input", "tools", "stream", "previous_response_id", "store", "include")
+_PASSED_HEADERS = ("openai-beta", "x-client-request-id", "x-ms-client-request-id", "traceparent")
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What the operator configured, as preparation needs it."""
+
+    models: Mapping[str, Model]
+    default_upstream: str
+    servers: Mapping[str, McpServer]
+    rules: RuleSet
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """A turn that may be sent.
+
+    Attributes:
+        input: The upstream input; `None` when the request has none.
+        previous: The upstream id to chain on, where the upstream holds the chain.
+        answers: Approvals that this request answers, claimed already.
+        join: Instead of a new turn: the held turn that this request has decided.
+    """
+
+    state: TurnState
+    tools: Tools
+    input: Raw | None = None
+    previous: str | None = None
+    answers: Answers | None = None
+    join: str | None = None
+
+
+class Preparation:
+    """Turns requests into turns."""
+
+    def __init__(self, *, turns: TurnStore, answers: NativeAnswers, catalog: Catalog) -> None:
+        self._turns = turns
+        self._answers = answers
+        self._catalog = catalog
+
+    async def prepare(self, caller: Caller, request: CreateRequest) -> Prepared:
+        """Admit and prepare a create request.
+
+        Raises:
+            GatewayError: As the contract says for each kind of bad input.
+        """
+        tenant = caller.tenant
+        stateless = tenant.stateless or request.store is False
+        end_user = caller.end_user or request.end_user
+        _check_modes(request, tenant, stateless)
+        refuse_smuggled_items(request.items)
+        parent = await self._parent(caller, request, end_user)
+        tools = attach(
+            request.tools,
+            tenant=tenant,
+            servers=self._catalog.servers,
+            rules=self._catalog.rules,
+            headers=caller.headers,
+        )
+        _check_background(request, tools)
+        route = self._route(request.model, parent)
+        state = TurnState(
+            tenant=tenant.id,
+            subject=caller.principal.subject,
+            key_id=caller.principal.key_id,
+            end_user=end_user,
+            upstream=route.upstream,
+            model=request.model,
+            body=self._body(request, route, stateless),
+            tools=hold_tools(tools),
+            parent=parent.id if parent and not _is_conversation(parent) else None,
+            conversation=request.conversation is not None,
+            stateless=stateless,
+            keep=not (stateless and tenant.cache == "off"),
+            stored=not stateless,
+            shows_ciphertext=ENCRYPTED_REASONING in request.include,
+            streamed=request.stream,
+            started_at=time.time(),
+            headers={k: caller.headers[k] for k in _PASSED_HEADERS if k in caller.headers},
+        )
+        return await self._with_input(caller, request, parent, state, tools)
+
+    async def _with_input(
+        self,
+        caller: Caller,
+        request: CreateRequest,
+        parent: TurnHead | None,
+        state: TurnState,
+        tools: Tools,
+    ) -> Prepared:
+        items = await self._own_items(caller, request.items, state)
+        answers = await self._answers.take(
+            caller, request.approval_responses, parent, state.end_user
+        )
+        if answers is not None and answers.join is not None:
+            return Prepared(state=state, tools=tools, join=answers.join)
+        if answers is not None:
+            items = answers.complete(items)
+        state.items = [Kept("in", item.raw) for item in items]
+        prepared = Prepared(state=state, tools=tools, answers=answers)
+        if parent is None or state.parent is None:
+            prepared.input = _input(request, items)
+        elif parent.stored and not state.stateless:
+            state.parent_leg = prepared.previous = parent.last_leg or parent.id
+            prepared.input = _input(request, not_repeated(items, answered=answers is not None))
+        else:
+            prepared.input = raw(await self._expand(caller, parent.id, items))
+        return prepared
+
+    async def _parent(
+        self, caller: Caller, request: CreateRequest, end_user: str
+    ) -> TurnHead | None:
+        """Read the turn or conversation that the request continues, if it is the caller's."""
+        tenant = caller.tenant.id
+        if request.previous_response_id is not None:
+            head = await self._turns.head(tenant, request.previous_response_id)
+            if head is None or not owned(head, caller, end_user) or _is_conversation(head):
+                raise previous_not_found(request.previous_response_id)
+            if head.status in ("in_progress", "queued") and not request.approval_responses:
+                raise Conflict(
+                    f"The response '{head.id}' waits for an approval or is still running.",
+                    code="approval_pending" if head.batch else "response_in_progress",
+                    param="previous_response_id",
+                )
+            return head
+        if request.conversation is not None:
+            head = await self._turns.head(tenant, request.conversation)
+            if head is None or not owned(head, caller, end_user) or not _is_conversation(head):
+                raise NotFound(
+                    f"Conversation with id '{request.conversation}' not found.",
+                    code="conversation_not_found",
+                    param="conversation",
+                )
+            return head
+        return None
+
+    async def _expand(self, caller: Caller, turn_id: str, items: Sequence[Item]) -> list[Raw]:
+        chain = await self._turns.chain(caller.tenant.id, turn_id, ttl=caller.tenant.ttl)
+        if chain is None:
+            raise previous_not_found(turn_id)
+        return replay((unpack(turn.items) for turn in chain), items)
+
+    async def _own_items(
+        self, caller: Caller, items: Sequence[Item], state: TurnState
+    ) -> list[Item]:
+        """Resolve references, and check MCP items that the caller repeats."""
+        references = [item.id or "" for item in items if item.type == "item_reference"]
+        guarded = guarded_ids(items)
+        if not references and not guarded and not _has_guarded(items):
+            return list(items)
+        if not state.keep:
+            return await self._unkept_items(caller, items, state.end_user)
+        kept, turn_of = await self._find(caller, [*references, *guarded], state.end_user)
+        known = {
+            item.id: item.raw
+            for turn in kept.values()
+            for item in (item_of(entry.i) for entry in turn)
+            if item.id is not None
+        }
+        restored = restore_guarded(items, known)
+        if state.stateless:
+            return resolve_references(restored, turn_of, kept)
+        for index, item in enumerate(items):
+            if item.type == "item_reference" and item.id not in known:
+                raise unknown_item(item.id or "", f"input[{index}]")
+        return restored
+
+    async def _unkept_items(
+        self, caller: Caller, items: Sequence[Item], end_user: str
+    ) -> list[Item]:
+        """Check what can be checked where nothing is kept (`cache = "off"`).
+
+        Calls and listings are history that authorizes nothing; a request for an approval does,
+        and is compared with the approval.
+        """
+        wanted = [item.id for item in items if item.type == "mcp_approval_request" and item.id]
+        known = await self._answers.requests(caller, wanted, end_user)
+        for item in items:
+            if item.type in ("mcp_call", "mcp_list_tools") and item.id is not None:
+                known[item.id] = item.raw
+        return resolve_references(restore_guarded(items, known), {}, {})
+
+    async def _find(
+        self, caller: Caller, ids: Sequence[str], end_user: str
+    ) -> tuple[dict[str, list[Kept]], dict[str, str]]:
+        found = await self._turns.turns_of_items(caller.tenant.id, ids)
+        kept: dict[str, list[Kept]] = {}
+        for turn_id in dict.fromkeys(found.values()):
+            turn = await self._turns.read(caller.tenant.id, turn_id)
+            if turn is not None and owned(turn.head, caller, end_user):
+                kept[turn_id] = unpack(turn.items)
+        return kept, {item: turn for item, turn in found.items() if turn in kept}
+
+    def _route(self, name: str, parent: TurnHead | None) -> Route:
+        """Choose the upstream: that of the chain, else the model's first route (CHAIN-2)."""
+        if not self._catalog.models:
+            return Route(parent.upstream if parent else self._catalog.default_upstream, name)
+        model = self._catalog.models.get(name)
+        if model is None:
+            raise NotFound(
+                f"The model '{name}' does not exist or you do not have access to it.",
+                code="model_not_found",
+                param="model",
+            )
+        if parent is None:
+            return model.routes[0]
+        for route in model.routes:
+            if route.upstream == parent.upstream:
+                return route
+        raise BadRequest(
+            f"The model '{name}' is not served where this chain began; a chain stays with its "
+            "upstream.",
+            code="model_not_in_chain",
+            param="model",
+        )
+
+    def _body(self, request: CreateRequest, route: Route, stateless: bool) -> Document:
+        body = without(request.document, *_OWN_FIELDS)
+        if request.model and route.deployment != request.model:
+            body["model"] = raw(route.deployment)
+        if stateless:
+            body["store"] = raw(False)
+            body["include"] = raw(list(dict.fromkeys([*request.include, ENCRYPTED_REASONING])))
+        else:
+            for key in ("store", "include"):
+                if key in request.document:
+                    body[key] = request.document[key]
+        return body
+
+
+def _has_guarded(items: Sequence[Item]) -> bool:
+    return any(
+        item.type in ("mcp_approval_request", "mcp_call", "mcp_list_tools") for item in items
+    )
+
+
+def _is_conversation(head: TurnHead) -> bool:
+    return head.status == "conversation"
+
+
+def _input(request: CreateRequest, items: Sequence[Item]) -> Raw | None:
+    """Write the input of a turn that is not expanded; what did not change leaves as it came."""
+    if len(items) == len(request.items) and all(
+        one is other for one, other in zip(items, request.items, strict=True)
+    ):
+        return request.document.get("input")
+    return raw([item.raw for item in items])
+
+
+def _check_modes(request: CreateRequest, tenant: Tenant, stateless: bool) -> None:
+    if "prompt" in request.document and bytes(request.document["prompt"]) != b"null":
+        raise Forbidden(
+            "'prompt' is not allowed: a stored prompt can hold MCP tools that no rule has seen.",
+            code="prompt_not_allowed",
+            param="prompt",
+        )
+    if not stateless:
+        return
+    if request.background:
+        raise BadRequest(
+            "'background' needs a stored response; this one is stateless.",
+            code="background_not_supported",
+            param="background",
+        )
+    if request.conversation is not None:
+        raise BadRequest(
+            "'conversation' needs stored responses; this one is stateless.",
+            code="conversation_not_supported",
+            param="conversation",
+        )
+
+
+def _check_background(request: CreateRequest, tools: Tools) -> None:
+    if request.background and tools.attachments:
+        raise BadRequest(
+            "'background' cannot be combined with MCP tools yet.",
+            code="background_not_supported",
+            param="background",
+        )
+
+
+def hold_tools(tools: Tools) -> list[HeldTool]:
+    """Write a turn's tools so that they can be attached again later, without any secret of ours."""
+    return [
+        HeldTool(server=_hold(part)) if isinstance(part, Attachment) else HeldTool(plain=part)
+        for part in tools.parts
+    ]
+
+
+def _hold(part: Attachment) -> HeldServer:
+    return HeldServer(
+        label=part.label,
+        tool=part.tool,
+        registered=part.server is not None,
+        identity=part.identity,
+        forwarded=dict(part.forwarded),
+        tightened=None if part.tightened is None else sorted(part.tightened),
+    )
+
+
+def restore_tools(held: Sequence[HeldTool], servers: Mapping[str, McpServer]) -> Tools:
+    """Attach a held turn's tools again, with the servers as they are registered now.
+
+    A server that is registered no more is left out, so its approvals are superseded.
+    """
+    restored = (_restore(tool, servers) for tool in held)
+    return Tools(tuple(part for part in restored if part is not None))
+
+
+def _restore(tool: HeldTool, servers: Mapping[str, McpServer]) -> Raw | Attachment | None:
+    held = tool.server
+    if held is None:
+        return tool.plain
+    server = servers.get(held.label) if held.registered else None
+    if held.registered and server is None:
+        return None
+    return Attachment(
+        label=held.label,
+        server=server,
+        tool=held.tool,
+        forwarded=held.forwarded,
+        tightened=None if held.tightened is None else frozenset(held.tightened),
+    )

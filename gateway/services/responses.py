@@ -1,0 +1,293 @@
+"""Responses after their creation, and the calls beside them (API-1, STATE-7).
+
+What the upstream stores is asked there; what only the gateway keeps is served from its record.
+Every door checks the owner first, and a foreign id reads like an unknown one (CHAIN-1).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from hashlib import sha256
+
+from gateway.domain.documents import Document, encode, parse_document, raw
+from gateway.domain.errors import BadRequest, Conflict, NotFound, UpstreamRefused
+from gateway.domain.history import hide_ciphertext, unpack
+from gateway.domain.ports import (
+    ApprovalStore,
+    ByteStream,
+    Turn,
+    TurnHead,
+    TurnStore,
+    UpstreamAnswer,
+    UpstreamClient,
+)
+from gateway.domain.requests import Bounds, parse_create
+from gateway.domain.tools import Scrubber, public_tools
+from gateway.domain.turns import TurnState, View, text_field
+from gateway.services.callers import Caller, owned, response_not_found
+from gateway.services.continuations import Continuations
+from gateway.services.following import RUNNING, Following
+from gateway.services.interception import Interceptor
+from gateway.services.legs import Leg, Legs
+from gateway.services.preparation import Catalog, Preparation
+from gateway.services.records import Answer, EventStream, Records
+
+_MODEL = re.compile(r"[\w:-][\w.:-]{0,200}")
+
+
+class ResponseService:
+    """Retrieves, cancels, deletes and lists."""
+
+    def __init__(
+        self,
+        *,
+        turns: TurnStore,
+        approvals: ApprovalStore,
+        upstream: UpstreamClient,
+        records: Records,
+        following: Following,
+        preparation: Preparation,
+        legs: Legs,
+        continuations: Continuations,
+        catalog: Catalog,
+        bounds: Bounds,
+    ) -> None:
+        self._turns = turns
+        self._approvals = approvals
+        self._upstream = upstream
+        self._records = records
+        self._following = following
+        self._preparation = preparation
+        self._legs = legs
+        self._continuations = continuations
+        self._catalog = catalog
+        self._bounds = bounds
+
+    async def _own(self, caller: Caller, response_id: str) -> TurnHead:
+        head = await self._turns.head(caller.tenant.id, response_id)
+        if head is None or not owned(head, caller) or head.status == "conversation":
+            raise response_not_found(response_id)
+        return head
+
+    async def retrieve(
+        self, caller: Caller, response_id: str, query: Mapping[str, str], *, wait: float
+    ) -> Answer:
+        """Read a response."""
+        head = await self._own(caller, response_id)
+        if not _asked_upstream(head):
+            return await self._records.wait(
+                head.tenant, head.id, seconds=wait if head.status in RUNNING else 0
+            )
+        answer = await self._upstream.send(
+            head.upstream, "GET", f"/responses/{head.id}", query=query
+        )
+        await self._note_status(head, answer, caller.tenant.ttl)
+        return _public(answer)
+
+    async def _note_status(self, head: TurnHead, answer: UpstreamAnswer, ttl: int) -> None:
+        """Keep what a background response has become, so that it can be chained on."""
+        if head.status not in RUNNING:
+            return
+        status = text_field(parse_document(answer.body), "status")
+        turn = await self._turns.read(head.tenant, head.id)
+        if status and status not in RUNNING and turn is not None:
+            await self._records.end(turn, status=status, ttl=ttl)
+
+    async def stream(
+        self, caller: Caller, response_id: str, query: Mapping[str, str], *, after: int
+    ) -> EventStream:
+        """Read a response's events again, from after a `sequence_number`; -1 for all."""
+        head = await self._own(caller, response_id)
+        if await self._following.exists(head.tenant, head.id):
+            return EventStream({}, self._following.events(head.tenant, head.id, after=after))
+        if not _asked_upstream(head):
+            raise BadRequest(
+                "This response was not streamed, or its events are kept no longer. "
+                "Retrieve it without 'stream'.",
+                code="stream_not_available",
+                param="stream",
+            )
+        stream = await self._upstream.open(
+            head.upstream, "GET", f"/responses/{head.id}", query=query
+        )
+        return EventStream(stream.headers, _public_events(stream), stream.aclose)
+
+    async def cancel(self, caller: Caller, response_id: str) -> Answer:
+        """Cancel a background response, or a held one with its open approvals."""
+        head = await self._own(caller, response_id)
+        if _asked_upstream(head):
+            path = f"/responses/{head.id}/cancel"
+            return _public(await self._upstream.send(head.upstream, "POST", path))
+        turn = await self._turns.read(head.tenant, head.id)
+        if turn is None:
+            raise response_not_found(response_id)
+        if head.status == "cancelled":
+            return Answer(body=turn.response)
+        batch = await self._approvals.batch(head.tenant, head.batch) if head.batch else None
+        if batch is None or not await self._approvals.abandon(
+            head.tenant, head.batch, reason="The response was cancelled by its caller."
+        ):
+            raise Conflict(
+                "Only a response that waits for an approval can be cancelled.",
+                code="not_cancellable",
+            )
+        await self._continuations.end(batch, _cancelled())
+        return await self._records.end(turn, status="cancelled", ttl=caller.tenant.ttl)
+
+    async def delete(self, caller: Caller, response_id: str) -> Answer:
+        """Delete a response, here and where the upstream stores it (STATE-4)."""
+        head = await self._own(caller, response_id)
+        if head.batch and head.status in RUNNING:
+            await self._approvals.abandon(
+                head.tenant, head.batch, reason="The response was deleted by its caller."
+            )
+        if head.stored:
+            for leg in dict.fromkeys((head.last_leg, head.id)):
+                if leg:
+                    await self._delete_upstream(head.upstream, leg)
+        await self._turns.delete(head.tenant, head.id)
+        body = {"id": response_id, "object": "response.deleted", "deleted": True}
+        return Answer(body=encode(body))
+
+    async def _delete_upstream(self, upstream: str, response_id: str) -> None:
+        try:
+            await self._upstream.send(upstream, "DELETE", f"/responses/{response_id}")
+        except UpstreamRefused as exc:
+            if exc.status_code != 404:  # gone already is as good as deleted
+                raise
+
+    async def input_items(
+        self, caller: Caller, response_id: str, query: Mapping[str, str]
+    ) -> Answer:
+        """List the items that a response was made from."""
+        head = await self._own(caller, response_id)
+        if head.stored and head.legs <= 1 and head.status not in RUNNING:
+            path = f"/responses/{head.id}/input_items"
+            answer = await self._upstream.send(head.upstream, "GET", path, query=query)
+            return Answer(headers=answer.headers, body=answer.body)
+        turn = await self._turns.read(head.tenant, head.id)
+        if turn is None:
+            raise response_not_found(response_id)
+        return Answer(body=encode(_page(_inputs(turn), query)))
+
+    async def count(self, caller: Caller, document: Document, path: str) -> Answer:
+        """Pass on `input_tokens` and `compact`, with the chain and the tools of a turn."""
+        request = parse_create(document, self._bounds)
+        if request.approval_responses:
+            raise BadRequest(
+                "Approval responses can only be sent to create a response.", param="input"
+            )
+        prepared = await self._preparation.prepare(caller, request)
+        tools, scrubber = await self._legs.join(prepared.tools)
+        for key in ("store", "include"):
+            if key not in document:
+                prepared.state.body.pop(key, None)
+        leg = Leg(
+            state=prepared.state,
+            tools=prepared.tools,
+            input=prepared.input,
+            previous=prepared.previous,
+        )
+        answer = await self._legs.send(leg, tools, path)
+        return Answer(headers=answer.headers, body=scrubber.scrub(answer.body))
+
+    async def models(self, model: str | None = None) -> Answer:
+        """List the models that callers may name, or pass the question on."""
+        if not self._catalog.models:
+            if model is not None and not _MODEL.fullmatch(model):
+                raise NotFound("There is no such model.", code="model_not_found", param="model")
+            path = "/models" if model is None else f"/models/{model}"
+            answer = await self._upstream.send(self._catalog.default_upstream, "GET", path)
+            return Answer(headers=answer.headers, body=answer.body)
+        listed = {
+            name: {"id": name, "object": "model", "created": 0, "owned_by": "gateway"}
+            for name in self._catalog.models
+        }
+        if model is None:
+            return Answer(body=encode({"object": "list", "data": list(listed.values())}))
+        if model not in listed:
+            raise NotFound(
+                f"The model '{model}' does not exist or you do not have access to it.",
+                code="model_not_found",
+                param="model",
+            )
+        return Answer(body=encode(listed[model]))
+
+
+def _cancelled() -> Conflict:
+    return Conflict("The response was cancelled by its caller.", code="cancelled")
+
+
+def _asked_upstream(head: TurnHead) -> bool:
+    """Tell whether the upstream's own record is the caller's response."""
+    return head.stored and head.legs <= 1 and not (head.batch and head.status in RUNNING)
+
+
+def _public(answer: UpstreamAnswer) -> Answer:
+    """Redact the `tools` echo of a retrieved response (MCP-3)."""
+    if b'"mcp"' not in answer.body:
+        return Answer(headers=answer.headers, body=answer.body)
+    document = parse_document(answer.body)
+    if "tools" in document:
+        document["tools"] = public_tools(document["tools"])
+    return Answer(headers=answer.headers, body=encode(document))
+
+
+async def _public_events(stream: ByteStream) -> AsyncGenerator[bytes, None]:
+    """Pass the events of a retrieved response, with the `tools` echo redacted."""
+    state = TurnState(tenant="", subject="", key_id="", end_user="", upstream="", model="", body={})
+    reader = Interceptor(state, View(state, has_mcp=True), Scrubber(()))
+    async with aclosing(stream):
+        async for chunk in stream:
+            block = reader.feed(chunk)
+            if block:
+                yield block
+            if reader.result is not None:
+                break
+        else:
+            yield reader.finish()
+    yield reader.terminal_frame()
+
+
+def _inputs(turn: Turn) -> list[Document]:
+    """The turn's own input items, each with an id, as the API lists them."""
+    listed: list[Document] = []
+    for index, kept in enumerate(unpack(turn.items)):
+        if kept.o == "out":
+            continue
+        item = parse_document(hide_ciphertext(kept.i))
+        if "id" not in item:
+            digest = sha256(f"{turn.head.id}:{index}".encode()).hexdigest()[:48]
+            item = {"id": raw(f"msg_{digest}"), **item}
+        item.setdefault("type", raw("message"))
+        listed.append(item)
+    return listed
+
+
+def _page(items: list[Document], query: Mapping[str, str]) -> dict[str, object]:
+    """Cut a page out of a list as the API does: newest first unless `order` is `asc`."""
+    try:
+        limit = int(query.get("limit", "20"))
+    except ValueError:
+        limit = 0
+    if not 1 <= limit <= 100:
+        raise BadRequest("'limit' must be from 1 to 100.", code="invalid_value", param="limit")
+    if query.get("order", "desc") != "asc":
+        items = items[::-1]
+    ids = [text_field(item, "id") for item in items]
+    after = query.get("after")
+    if after is not None:
+        if after not in ids:
+            raise NotFound(f"Item with id '{after}' not found.", param="after")
+        items = items[ids.index(after) + 1 :]
+    page = items[:limit]
+    shown = [text_field(item, "id") for item in page]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": shown[0] if shown else None,
+        "last_id": shown[-1] if shown else None,
+        "has_more": len(items) > limit,
+    }

@@ -1,0 +1,253 @@
+"""Settle a leg: note what it made, check receipts, and put its approval requests to the rules.
+
+Rules answer at once, or a person is asked; an unknown server is denied, and nothing that went
+wrong ever allows (APPR-1).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from gateway.domain.approvals import (
+    Approval,
+    ApprovalStatus,
+    Batch,
+    fingerprint,
+    new_approval_id,
+)
+from gateway.domain.documents import Raw
+from gateway.domain.errors import GatewayError
+from gateway.domain.history import Kept
+from gateway.domain.identity import Tenant
+from gateway.domain.ports import ApprovalStore, Meter
+from gateway.domain.rules import Effect, RuleSet, Ruling
+from gateway.domain.tools import Scrubber, Tools
+from gateway.domain.turns import ApprovalRequest, TurnState, View, add_usage, approval_requests
+from gateway.services.interception import LegResult
+
+logger = logging.getLogger("gateway.approvals")
+
+MAX_LEGS = 32
+"""Most upstream responses in one turn: a model that only ever asks again is stopped."""
+
+UNKNOWN = Ruling(Effect.DENY, "default", reason="The server is not registered.")
+
+
+class ReceiptMismatch(GatewayError):
+    """A tool ran that nobody approved, or not as it was approved (APPR-7)."""
+
+    status_code = 502
+    type = "upstream_error"
+    default_code = "receipt_mismatch"
+
+
+class TooManyLegs(GatewayError):
+    """The turn asked for approvals too often."""
+
+    status_code = 502
+    type = "upstream_error"
+    default_code = "too_many_approval_rounds"
+
+
+@dataclass(slots=True, kw_only=True)
+class Running:
+    """A turn in the hands of one process.
+
+    Attributes:
+        base: The upstream input of the first leg, where the gateway expands the chain.
+        batch: The claimed batch that the current leg answers, or `None`.
+        held: Whether the turn is on record as waiting, so that its end must be too.
+        waits: Whether the turn now waits for a person, and goes on as a job.
+    """
+
+    state: TurnState
+    tools: Tools
+    tenant: Tenant
+    view: View
+    scrubber: Scrubber = field(default_factory=lambda: Scrubber(()))
+    base: list[Raw] | None = None
+    batch: Batch | None = None
+    held: bool = False
+    waits: bool = False
+
+
+class Settlement:
+    """Decides what follows a leg."""
+
+    def __init__(self, *, approvals: ApprovalStore, rules: RuleSet, meter: Meter) -> None:
+        self._approvals = approvals
+        self._rules = rules
+        self._meter = meter
+
+    def note(self, running: Running, result: LegResult) -> list[Approval]:
+        """Take a finished leg into the turn, and make approvals of its requests.
+
+        Raises:
+            ReceiptMismatch: A call came back that was not approved like that.
+            TooManyLegs: The turn has too many legs.
+        """
+        state = running.state
+        state.legs += 1
+        state.last_leg = result.id
+        state.turn_id = state.turn_id or result.id
+        state.first = state.first or result.response
+        state.output_count += len(result.output)
+        state.items.extend(Kept("out", item) for item in result.output)
+        state.usage = add_usage(state.usage, result.response.get("usage"))
+        self._check_receipts(running, result)
+        if result.status == "failed":
+            return []
+        requests = approval_requests(result.output)
+        if requests and state.legs >= MAX_LEGS:
+            raise TooManyLegs(f"The turn asked for approvals in {MAX_LEGS} responses.")
+        return [self._approval(running, request, result.id) for request in requests]
+
+    def _check_receipts(self, running: Running, result: LegResult) -> None:
+        approved = {
+            approval.request_id: approval
+            for approval in (running.batch.approvals if running.batch else ())
+        }
+        for item in result.output:
+            if b'"mcp_call"' not in bytes(item):
+                continue
+            call = msgspec.json.decode(item, type=_Call)
+            if call.type == "mcp_call" and not self._fits(running, call, approved):
+                logger.critical(
+                    "an MCP call does not fit its approval",
+                    extra={"turn": running.state.turn_id, "server": call.server_label},
+                )
+                self._meter.approval(server=call.server_label, outcome="receipt_mismatch")
+                raise ReceiptMismatch(
+                    f"The upstream ran a tool of '{call.server_label}' that was not approved."
+                )
+
+    def _fits(self, running: Running, call: _Call, approved: dict[str, Approval]) -> bool:
+        approval = approved.get(call.approval_request_id or "")
+        if approval is not None:
+            return approval.status is ApprovalStatus.APPROVED and (
+                call.server_label,
+                call.name,
+                call.arguments,
+            ) == (approval.server, approval.tool, approval.arguments)
+        ruling = self._ruling(running.tools, call.server_label, call.name)
+        return ruling.effect is Effect.ALLOW
+
+    def _ruling(self, tools: Tools, server: str, tool: str) -> Ruling:
+        attachment = tools.attachment(server)
+        return UNKNOWN if attachment is None else attachment.ruling(self._rules, tool)
+
+    def _approval(self, running: Running, request: ApprovalRequest, response_id: str) -> Approval:
+        state = running.state
+        attachment = running.tools.attachment(request.server_label)
+        ruling = self._ruling(running.tools, request.server_label, request.name)
+        terms = ruling.approval
+        identity = attachment.identity if attachment else ""
+        approval = Approval(
+            id=new_approval_id(),
+            tenant=state.tenant,
+            batch_id=response_id,
+            turn_id=state.turn_id,
+            response_id=response_id,
+            request_id=request.id,
+            upstream=state.upstream,
+            server=request.server_label,
+            server_identity=identity,
+            tool=request.name,
+            arguments=request.arguments,
+            fingerprint=_fingerprint(state, request, response_id, identity),
+            requester=state.subject,
+            end_user=state.end_user,
+            rule=ruling.rule,
+            rule_reason=ruling.reason,
+            by=terms.by if ruling.effect is Effect.ASK else "policy",
+            approvers=terms.approvers,
+            quorum=terms.quorum,
+            allow_self=terms.allow_self,
+            on_timeout=terms.on_timeout,
+            timeout=terms.timeout,
+        )
+        if ruling.effect is Effect.ASK:
+            return approval
+        allowed = ruling.effect is Effect.ALLOW
+        return replace(
+            approval,
+            status=ApprovalStatus.APPROVED if allowed else ApprovalStatus.DENIED,
+            decided_by=f"policy:{ruling.rule}",
+            reason=None if allowed else ruling.reason or "The rules of the gateway deny this call.",
+        )
+
+    async def open(
+        self, running: Running, approvals: Sequence[Approval], *, held: bytes, lease: float | None
+    ) -> Batch:
+        """Put the approvals of a leg on record, claimed at once where all are decided."""
+        for approval in approvals:
+            self._meter.approval(server=approval.server, outcome=_outcome(approval))
+        return await self._approvals.open_batch(
+            tenant=running.state.tenant,
+            batch_id=running.state.last_leg,
+            turn_id=running.state.turn_id,
+            approvals=approvals,
+            held=held,
+            ttl=running.tenant.ttl,
+            claim_lease=lease,
+        )
+
+    def revalidate(self, running: Running, batch: Batch) -> Batch:
+        """Check again, just before sending, all that an approval is bound to (APPR-7).
+
+        What the rules deny now, or what has come to mean another server, is answered as
+        superseded; a stored deny never becomes an allow.
+        """
+        return replace(
+            batch,
+            approvals=tuple(self._still(running, approval) for approval in batch.approvals),
+        )
+
+    def _still(self, running: Running, approval: Approval) -> Approval:
+        if approval.status is not ApprovalStatus.APPROVED:
+            return approval
+        attachment = running.tools.attachment(approval.server)
+        same = attachment is not None and attachment.identity == approval.server_identity
+        ruling = self._ruling(running.tools, approval.server, approval.tool)
+        request = ApprovalRequest(
+            approval.request_id, approval.server, approval.tool, approval.arguments
+        )
+        bound = approval.fingerprint == _fingerprint(
+            running.state, request, approval.response_id, approval.server_identity
+        )
+        if same and bound and ruling.effect is not Effect.DENY:
+            return approval
+        return replace(approval, status=ApprovalStatus.SUPERSEDED)
+
+
+class _Call(msgspec.Struct):
+    type: str = ""
+    server_label: str = ""
+    name: str = ""
+    arguments: str = ""
+    approval_request_id: str | None = None
+
+
+def _fingerprint(
+    state: TurnState, request: ApprovalRequest, response_id: str, identity: str
+) -> str:
+    return fingerprint(
+        tenant=state.tenant,
+        principal=state.subject,
+        chain_id=state.parent or state.turn_id,
+        response_id=response_id,
+        request_id=request.id,
+        server=request.server_label,
+        server_identity=identity,
+        tool=request.name,
+        definition_hash="",
+        arguments=request.arguments,
+    )
+
+
+def _outcome(approval: Approval) -> str:
+    return "asked" if approval.status is ApprovalStatus.PENDING else approval.status.value

@@ -1,0 +1,224 @@
+"""Create a response: one pipe, as a stream or as JSON (API-1, APPR-3, STREAM-1, STREAM-2)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+from typing_extensions import override
+
+from gateway.domain.documents import Document, encode, parse_array, raw
+from gateway.domain.errors import GatewayError, UpstreamDisconnected
+from gateway.domain.ports import ByteStream, EventLog
+from gateway.domain.requests import Bounds, parse_create
+from gateway.domain.turns import View
+from gateway.services.callers import Caller
+from gateway.services.following import Following
+from gateway.services.health import Health
+from gateway.services.interception import json_result
+from gateway.services.legs import Leg
+from gateway.services.pipe import Ended, Held, Next, Pipe, Tee
+from gateway.services.preparation import Preparation, Prepared
+from gateway.services.records import Answer, EventStream, Records, gateway_field
+from gateway.services.settlement import Running
+
+EARLY = 10.0
+"""Seconds after which a stream is opened to the caller although the upstream is silent, so that
+comments can be sent (APPR-3); an error then arrives as an event."""
+
+_BUFFER = 1 << 20
+
+
+class LogTee(Tee):
+    """Copies the caller's stream into the turn's event log when it is flushed.
+
+    Up to `_BUFFER` bytes wait in memory for a hold that may not come; beyond, the log is written
+    as the stream goes, so memory stays bounded (STREAM-1).
+    """
+
+    def __init__(self, log: EventLog, running: Running) -> None:
+        self._log = log
+        self._running = running
+        self._blocks: list[tuple[int, bytes]] = []
+        self._size = 0
+
+    @override
+    def add(self, sequence: int, block: bytes) -> None:
+        """Take a block."""
+        self._blocks.append((sequence, block))
+        self._size += len(block)
+
+    @property
+    def full(self) -> bool:
+        """Whether more should not be kept in memory."""
+        return self._size > _BUFFER
+
+    @override
+    async def flush(self, *, end: bool = False) -> None:
+        """Write what was taken."""
+        if not self._blocks and not end:
+            return
+        blocks, self._blocks, self._size = self._blocks, [], 0
+        state = self._running.state
+        await self._log.append(
+            state.tenant, state.turn_id, blocks, ttl=self._running.tenant.ttl, end=end
+        )
+
+
+class TurnService:
+    """Creates responses."""
+
+    def __init__(
+        self,
+        *,
+        preparation: Preparation,
+        pipe: Pipe,
+        records: Records,
+        log: EventLog,
+        following: Following,
+        health: Health,
+        bounds: Bounds,
+    ) -> None:
+        self._preparation = preparation
+        self._pipe = pipe
+        self._records = records
+        self._log = log
+        self._following = following
+        self._health = health
+        self._bounds = bounds
+
+    async def create(
+        self, caller: Caller, document: Document, *, wait: float
+    ) -> Answer | EventStream:
+        """Create a response, as the body's `stream` says.
+
+        Args:
+            wait: Seconds to hold a JSON answer for a person's decision (`Prefer: wait=N`).
+
+        Raises:
+            GatewayError: Refused by the gateway or by the upstream; nothing was streamed yet.
+        """
+        request = parse_create(document, self._bounds)
+        keeps_nothing = caller.tenant.cache == "off" and (
+            caller.tenant.stateless or request.store is False
+        )
+        if not keeps_nothing:
+            self._health.require_store()
+        prepared = await self._preparation.prepare(caller, request)
+        if prepared.join is not None:
+            return await self._join(caller, prepared.join, streamed=request.stream, wait=wait)
+        running = self._running(caller, prepared)
+        leg = Leg(
+            state=prepared.state,
+            tools=prepared.tools,
+            input=prepared.input,
+            previous=prepared.previous,
+            first=running.batch is None,
+        )
+        if request.stream:
+            return await self._stream(running, leg)
+        return await self._json(running, leg, wait)
+
+    def _running(self, caller: Caller, prepared: Prepared) -> Running:
+        state = prepared.state
+        base = None
+        if state.stateless and prepared.input is not None:
+            data = bytes(prepared.input)
+            base = parse_array(data) if data[:1] == b"[" else [item.i for item in state.items]
+        return Running(
+            state=state,
+            tools=prepared.tools,
+            tenant=caller.tenant,
+            view=View(state, has_mcp=bool(prepared.tools.attachments)),
+            base=base,
+            batch=prepared.answers.batch if prepared.answers else None,
+        )
+
+    async def _stream(self, running: Running, leg: Leg) -> EventStream:
+        opening = asyncio.ensure_future(self._pipe.open(running, leg))
+
+        async def close() -> None:
+            await _close_unused(opening)
+            await self._pipe.release(running)
+
+        try:
+            await asyncio.wait({opening}, timeout=EARLY)
+            headers = opening.result().headers if opening.done() else {}
+        except BaseException as exc:
+            await close()
+            if isinstance(exc, GatewayError):
+                await self._pipe.failed(running, exc)
+            raise
+        return EventStream(headers, self._events(running, opening), close)
+
+    async def _events(
+        self, running: Running, opening: asyncio.Future[ByteStream]
+    ) -> AsyncGenerator[bytes, None]:
+        async def first() -> ByteStream:
+            return await opening
+
+        tee = LogTee(self._log, running) if running.tools.attachments else Tee()
+        async with aclosing(self._pipe.events(running, first, tee)) as blocks:
+            async for block in blocks:
+                yield block
+                if isinstance(tee, LogTee) and tee.full:
+                    await tee.flush()
+        if running.waits:
+            state = running.state
+            async with aclosing(
+                self._following.events(state.tenant, state.turn_id, after=state.sequence - 1)
+            ) as blocks:
+                async for block in blocks:
+                    yield block
+
+    async def _json(self, running: Running, leg: Leg, wait: float) -> Answer:
+        try:
+            return await self._json_legs(running, leg, wait)
+        except GatewayError as exc:
+            await self._pipe.failed(running, exc)
+            raise
+        finally:
+            await self._pipe.release(running)
+
+    async def _json_legs(self, running: Running, leg: Leg, wait: float) -> Answer:
+        while True:
+            answer = await self._pipe.send(running, leg)
+            try:
+                result = json_result(answer.body)
+            except msgspec.DecodeError as exc:
+                raise UpstreamDisconnected(
+                    "The upstream's answer is not a JSON object.", code="upstream_malformed"
+                ) from exc
+            outcome = await self._pipe.settle(running, result)
+            match outcome:
+                case Next(leg=following):
+                    leg = following
+                case Held():
+                    state = running.state
+                    return await self._records.wait(state.tenant, state.turn_id, seconds=wait)
+                case Ended(batch=batch):
+                    body = answer.body
+                    if running.view.changes_final(result.response) or batch is not None:
+                        shown = running.view.final(result.response)
+                        if batch is not None:
+                            shown["gateway"] = raw(gateway_field(batch))
+                        body = encode(shown)
+                    return Answer(headers=answer.headers, body=running.scrubber.scrub(body))
+
+    async def _join(
+        self, caller: Caller, turn_id: str, *, streamed: bool, wait: float
+    ) -> Answer | EventStream:
+        tenant = caller.tenant.id
+        if streamed and await self._following.exists(tenant, turn_id):
+            return EventStream({}, self._following.events(tenant, turn_id, after=-1))
+        return await self._records.wait(tenant, turn_id, seconds=wait)
+
+
+async def _close_unused(opening: asyncio.Future[ByteStream]) -> None:
+    """Close an upstream stream whose reader has gone, opened or still opening (STREAM-2)."""
+    opening.cancel()
+    await asyncio.wait({opening})
+    if not opening.cancelled() and opening.exception() is None:
+        await opening.result().aclose()

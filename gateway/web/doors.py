@@ -1,0 +1,109 @@
+"""What every handler needs of a request: who calls, and its body (AUTH-1, LIMIT-3)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Request
+
+from gateway.domain.documents import Document, parse_request
+from gateway.domain.errors import BadRequest, Forbidden, Unauthenticated
+from gateway.domain.identity import KeyRing, Role, Tenant
+from gateway.services.callers import Caller
+
+AnyRequest = Request[Any, Any, Any]
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,5})(?:$|[,;\s])", re.IGNORECASE)
+
+BODY_DEADLINE = 60.0
+"""Seconds that a client may take to send a body."""
+
+LONGEST_WAIT = 600
+"""Most seconds of `Prefer: wait=N`; clients give up then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Lets requests in.
+
+    Attributes:
+        max_depth: Deepest nesting of a JSON body.
+    """
+
+    keys: KeyRing
+    tenants: Mapping[str, Tenant]
+    max_depth: int
+
+    def caller(self, request: AnyRequest, *roles: Role) -> Caller:
+        """Authenticate a request.
+
+        Args:
+            roles: Any of them suffices; none means that every principal may.
+
+        Raises:
+            Unauthenticated: No key, or not a valid one.
+            Forbidden: The principal lacks the role.
+        """
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in request.scope["headers"]
+        }
+        principal = self.keys.authenticate(_presented(headers))
+        if principal is None:
+            raise Unauthenticated(
+                "Incorrect API key provided.", headers={"www-authenticate": "Bearer"}
+            )
+        if roles and not any(principal.has(role) for role in roles):
+            raise Forbidden(f"This needs the role '{roles[0].value}'.", code="missing_role")
+        tenant = self.tenants.get(principal.tenant)
+        if tenant is None:
+            raise Forbidden("The key's tenant is not configured.", code="unknown_tenant")
+        return Caller(
+            principal=principal,
+            tenant=tenant,
+            headers=headers,
+            end_user=headers.get("gateway-end-user", ""),
+            request_id="greq_" + secrets.token_hex(12),
+        )
+
+    async def document(self, request: AnyRequest) -> Document:
+        """Read and check a JSON body.
+
+        Raises:
+            BadRequest: It is not well-formed, too deep, compressed, or too slow.
+            TooLarge: By the server, above the configured size.
+        """
+        return parse_request(await self.body(request), max_depth=self.max_depth)
+
+    async def body(self, request: AnyRequest) -> bytes:
+        """Read a body within the deadline."""
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            raise BadRequest(
+                f"The content encoding '{encoding}' is not supported.",
+                code="unsupported_encoding",
+                param="Content-Encoding",
+            )
+        try:
+            async with asyncio.timeout(BODY_DEADLINE):
+                return await request.body()
+        except TimeoutError as exc:
+            raise BadRequest("The body did not arrive in time.", code="body_timeout") from exc
+
+
+def _presented(headers: Mapping[str, str]) -> str:
+    """Find the credential: `Authorization: Bearer`, or Azure's `api-key` (API-2)."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token:
+        return token.strip()
+    return headers.get("api-key", "").strip()
+
+
+def wait_of(request: AnyRequest) -> float:
+    """Read `Prefer: wait=N` in seconds, 0 where absent (APPR-3)."""
+    match = _WAIT.search(request.headers.get("prefer", ""))
+    return float(min(int(match.group(1)), LONGEST_WAIT)) if match else 0.0

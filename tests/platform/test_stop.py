@@ -1,0 +1,144 @@
+"""The graceful stop (STREAM-4), of one process and of several."""
+
+import http.client
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+Program = Callable[..., "subprocess.Popen[str]"]
+
+
+def get(port: int, path: str, timeout: float = 5.0) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def open_stream(
+    port: int, path: str
+) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=15)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    assert response.readline()
+    return connection, response
+
+
+def start(
+    program: Program, port: int, workers: int, lame_duck: float, grace: float
+) -> "subprocess.Popen[str]":
+    server = program("stream_server.py", str(port), str(workers), str(lame_duck), str(grace))
+    assert server.stdout is not None
+    for _ in range(workers):
+        assert server.stdout.readline() == "ready\n"
+    return server
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_running_stream_finishes_and_the_status_is_0(
+    program: Program, free_port: int, workers: int, number: signal.Signals
+) -> None:
+    server = start(program, free_port, workers, 0.0, 10.0)
+    connection, response = open_stream(free_port, "/stream")
+    server.send_signal(number)
+    rest = response.read().decode()
+    connection.close()
+    assert rest.rstrip().endswith("data: 14")
+    assert server.wait(10) == 0
+    assert server.stdout is not None
+    assert server.stdout.read() == "closed\n" * workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_lame_duck_serves_while_readiness_says_no(
+    program: Program, free_port: int, workers: int
+) -> None:
+    server = start(program, free_port, workers, 1.5, 5.0)
+    assert get(free_port, "/readyz")[0] == 200
+    server.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert get(free_port, "/readyz")[0] == 503
+    assert get(free_port, "/pid")[0] == 200
+    assert server.wait(10) == 0
+    with pytest.raises(ConnectionRefusedError):
+        get(free_port, "/pid")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_new_connections_are_refused_while_streams_finish(
+    program: Program, free_port: int, workers: int, eventually: Callable[..., None]
+) -> None:
+    server = start(program, free_port, workers, 0.0, 10.0)
+    connection, response = open_stream(free_port, "/stream")
+    server.send_signal(signal.SIGTERM)
+
+    def refused() -> bool:
+        try:
+            get(free_port, "/pid", timeout=0.5)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    eventually(refused, 1.2)
+    assert b"data: 14" in response.read()
+    connection.close()
+    assert server.wait(10) == 0
+
+
+def test_a_stream_without_end_is_cut_after_the_grace_period(
+    program: Program, free_port: int
+) -> None:
+    server = start(program, free_port, 1, 0.0, 0.5)
+    connection, _ = open_stream(free_port, "/endless")
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(5) == 0
+    connection.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_ends_it_now(program: Program, free_port: int, workers: int) -> None:
+    server = start(program, free_port, workers, 30.0, 30.0)
+    connection, _ = open_stream(free_port, "/endless")
+    server.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    begun = time.monotonic()
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(5) == 0
+    assert time.monotonic() - begun < 4
+    connection.close()
+
+
+def test_a_killed_worker_is_replaced(
+    program: Program, free_port: int, eventually: Callable[..., None]
+) -> None:
+    server = start(program, free_port, 2, 0.0, 5.0)
+    victim = int(get(free_port, "/pid")[1])
+    os.kill(victim, signal.SIGKILL)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    assert get(free_port, "/pid")[0] == 200
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(10) == 0
+
+
+def test_workers_end_with_their_supervisor(
+    program: Program,
+    free_port: int,
+    eventually: Callable[..., None],
+    is_running: Callable[[int], bool],
+) -> None:
+    server = start(program, free_port, 2, 0.0, 5.0)
+    worker = int(get(free_port, "/pid")[1])
+    server.kill()
+    eventually(lambda: not is_running(worker))
