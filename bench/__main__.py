@@ -26,6 +26,7 @@ from bench.processes import Server, StartError, Workplace
 CONNECTIONS: Final = 32
 RATE: Final = 300
 _FILES: Final = 16384
+_WHOLE_CORE: Final = 0.95
 _INPUT = "Summarise the open issues about streaming, newest first. " * 4
 _PLAIN = {"model": "gpt-4.1", "instructions": "Answer briefly.", "input": _INPUT}
 _TOOLS = [{"type": "mcp", "server_label": "tracker"}]
@@ -67,6 +68,7 @@ class Row:
     at_most: bool = False
     values: dict[str, list[float]] = field(default_factory=dict)
     cost: list[float] = field(default_factory=list)
+    share: list[float] = field(default_factory=list)
 
     def add(self, target: str, value: float) -> None:
         """Note a value of one round."""
@@ -115,6 +117,7 @@ async def throughput(
         row.add(target.server.name, result.event_rate if events else result.rate)
         if target.server.name == "gateway" and count:
             row.cost.append(used / count * 1e6)
+            row.share.append(used / result.seconds)
 
 
 async def latency(p50: Row, p99: Row, targets: list[Target], plan: Plan) -> None:
@@ -238,6 +241,11 @@ def main() -> int:
             print(f"bench: {str(exc) or type(exc).__name__}", file=sys.stderr)
             return 1
     print(table(rows))
+    share = min(share for row in rows for share in row.share)
+    if share < _WHOLE_CORE:
+        print(
+            f"note: the gateway had {share:.0%} of its core: other programs ran, or it had to wait"
+        )
     missed = [row.name for row in rows if not row.holds()]
     if missed:
         print(f"floor missed: {', '.join(missed)}")

@@ -76,7 +76,7 @@ keys = [{{ id = "k1", value = "env:BENCH_ENCRYPTION_KEY" }}]
 [[upstreams]]
 name = "fake"
 kind = "compatible"
-base_url = "http://127.0.0.1:{upstream}/v1/"
+base_url = "http://localhost:{upstream}/v1/"
 auth = {{ type = "api_key", value = "env:BENCH_UPSTREAM_KEY" }}
 
 [[mcp_servers]]

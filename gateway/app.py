@@ -144,6 +144,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         turns=stores.turns,
         log=stores.log,
         jobs=stores.jobs,
+        records=records,
         pipe=pipe,
         settlement=settlement,
         servers=servers,

@@ -96,8 +96,10 @@ def _pending(shown: Shown) -> str:
 def _approve(shown: Shown) -> str:
     """Write a pipeline: the fingerprint of what is approved comes from the list."""
     read = (
-        'import json,sys; a=json.load(sys.stdin)["data"][0]; '
-        'print(a["id"], json.dumps({"decision":"approve","fingerprint":a["fingerprint"]}))'
+        "import json,sys; "
+        'waiting=json.load(sys.stdin)["data"][:1]; '
+        '[print(a["id"], json.dumps({"decision":"approve","fingerprint":a["fingerprint"]})) '
+        "for a in waiting]"
     )
     decide = (
         f'curl -s "{shown.gateway}/v1/approvals/$id/decision" '

@@ -29,7 +29,7 @@ class HeldServer(msgspec.Struct, frozen=True):
 class HeldTool(msgspec.Struct, frozen=True):
     """One tool of a held turn: raw as it came, or an MCP server."""
 
-    plain: Raw = Raw(b"")
+    plain: Raw = NULL
     server: HeldServer | None = None
 
 

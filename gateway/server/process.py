@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 from pydantic import SecretStr
@@ -53,6 +53,7 @@ class GracefulServer(uvicorn.Server):
         on_ready: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
         self._on_ready = on_ready
         self._lifecycle = lifecycle
         self._lame_duck = lame_duck
@@ -114,6 +115,12 @@ class GracefulServer(uvicorn.Server):
         """Stop where the loop cannot take signals (Windows)."""
         loop = asyncio.get_event_loop()
         loop.call_soon_threadsafe(self.stop)
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Leave out tracebacks of requests that the stop itself cancelled: they are no errors."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -183,7 +190,7 @@ def serve(
     lifecycle = Lifecycle()
     app = create_app(settings, lifecycle=lifecycle)
     server = GracefulServer(
-        server_config(app, settings.server),
+        server_config(cast("ASGIApplication", app), settings.server),
         lifecycle=lifecycle,
         lame_duck=settings.server.lame_duck,
         signals=signals,

@@ -102,11 +102,10 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_head:
             # A head that began in the middle of this read is not counted yet: that is at most one
             # read, and the parser's callbacks count the whole at its end.
-            whole = began_in_head and heads == self._heads
+            whole = heads == self._heads and began_in_head
             self._fed = self._fed + len(data) if whole else 0
             self._tail = (self._tail + data[-3:])[-3:]
-        if not self._is_over and not self.transport.is_closing():
-            self._watch()
+        self._watch()
 
     def _overflows(self, data: bytes) -> bool:
         room = max(self.limits.head_bytes - self._fed, 0)
@@ -114,6 +113,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _watch(self) -> None:
         """Set the deadline for what is still to come."""
+        if self._is_over or self.transport.is_closing():
+            return
         if not self._in_head:
             self._arm("body", self.limits.body_seconds)
         elif not (self._in_message or self._fed):

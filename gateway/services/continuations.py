@@ -13,7 +13,12 @@ from contextlib import aclosing, asynccontextmanager
 
 from gateway.domain.approvals import Batch, BatchStatus
 from gateway.domain.documents import Raw
-from gateway.domain.errors import Conflict, GatewayError, UpstreamDisconnected
+from gateway.domain.errors import (
+    Conflict,
+    GatewayError,
+    StoreUnavailable,
+    UpstreamDisconnected,
+)
 from gateway.domain.history import replay, unpack
 from gateway.domain.identity import Tenant
 from gateway.domain.ports import ApprovalStore, ByteStream, EventLog, Job, JobQueue, TurnStore
@@ -24,6 +29,7 @@ from gateway.services.answers import LEASE
 from gateway.services.following import RUNNING
 from gateway.services.pipe import Pipe, continuation
 from gateway.services.preparation import restore_tools
+from gateway.services.records import Records
 from gateway.services.settlement import Running, Settlement
 from gateway.services.turns import LogTee
 
@@ -44,6 +50,7 @@ class Continuations:
         turns: TurnStore,
         log: EventLog,
         jobs: JobQueue,
+        records: Records,
         pipe: Pipe,
         settlement: Settlement,
         servers: Mapping[str, McpServer],
@@ -53,6 +60,7 @@ class Continuations:
         self._turns = turns
         self._log = log
         self._jobs = jobs
+        self._records = records
         self._pipe = pipe
         self._settlement = settlement
         self._servers = servers
@@ -62,8 +70,14 @@ class Continuations:
         """Run one job; a job that another worker holds is left to it."""
         batch = await self._approvals.claim(job.tenant, job.subject, lease=LEASE)
         if batch is not None:
-            async with self._renewed(batch):
-                await self._continue(batch)
+            try:
+                async with self._renewed(batch):
+                    await self._continue(batch)
+            except* StoreUnavailable:
+                raise  # the job comes again when its lease lapses
+            except* Exception:
+                logger.exception("a held turn cannot go on", extra={"turn": batch.turn_id})
+                await self._spoil(batch)
             await self._jobs.done(job)
             return
         left = await self._approvals.batch(job.tenant, job.subject)
@@ -132,6 +146,16 @@ class Continuations:
                 code="continuation_indeterminate",
             )
             await self.end(batch, error)
+
+    async def _spoil(self, batch: Batch) -> None:
+        """End a turn that a fault of ours keeps from going on, so that nobody waits for ever."""
+        await self._approvals.finish(
+            batch.tenant, batch.id, fence=batch.fence, status=BatchStatus.FAILED
+        )
+        turn = await self._turns.read(batch.tenant, batch.turn_id)
+        if turn is not None:
+            tenant = self._tenants.get(batch.tenant, Tenant(id=batch.tenant))
+            await self._records.end(turn, status="failed", ttl=tenant.ttl)
 
     async def end(self, batch: Batch, error: GatewayError) -> None:
         """End a held turn with an error: on record, and on every stream that follows it."""

@@ -63,8 +63,10 @@ class Worker:
             return list(await self._jobs.take(list(self._tenants), limit=free))
         except GatewayError as exc:
             logger.warning("no jobs can be taken", extra={"code": exc.code})
-            await asyncio.sleep(LOOK_EVERY)
-            return []
+        except Exception:  # the loop outlives every fault: without it approvals stop for good
+            logger.exception("no jobs can be taken")
+        await asyncio.sleep(LOOK_EVERY)
+        return []
 
     async def _job(self, job: Job) -> None:
         try:

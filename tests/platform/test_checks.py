@@ -112,7 +112,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def valkey(monkeypatch: pytest.MonkeyPatch) -> Iterator["Redis[bytes]"]:
+def valkey(monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
     with EmbeddedValkey() as server, Redis.from_url(server.url) as client:
         client.config_set("appendonly", "yes")
         monkeypatch.setenv("GATEWAY_REDIS__URL", server.url)
@@ -139,9 +139,7 @@ async def test_a_durable_redis_is_no_fault(load: Callable[..., Settings]) -> Non
 
 
 @pytest.mark.usefixtures("secrets")
-async def test_a_redis_that_evicts_is_a_fault(
-    load: Callable[..., Settings], valkey: "Redis[bytes]"
-) -> None:
+async def test_a_redis_that_evicts_is_a_fault(load: Callable[..., Settings], valkey: Redis) -> None:
     valkey.config_set("maxmemory-policy", "allkeys-lru")
     (fault,) = await live_faults(load())
     assert fault.startswith("redis.url: maxmemory-policy is allkeys-lru")
@@ -149,7 +147,7 @@ async def test_a_redis_that_evicts_is_a_fault(
 
 @pytest.mark.usefixtures("secrets")
 async def test_a_redis_without_a_file_is_a_fault_unless_accepted(
-    load: Callable[..., Settings], valkey: "Redis[bytes]"
+    load: Callable[..., Settings], valkey: Redis
 ) -> None:
     valkey.config_set("appendonly", "no")
     (fault,) = await live_faults(load())

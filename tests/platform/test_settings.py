@@ -296,7 +296,8 @@ limits = { concurrent = 5 }
     (tenant,) = settings.to_tenants()
     assert (tenant.ttl, tenant.limits.concurrent, tenant.stateless) == (5400, 5, True)
     _, ann = settings.to_api_keys()
-    assert (ann.roles, ann.groups) == ({Role.APPROVER}, {"security"})
+    assert ann.roles == {Role.APPROVER}
+    assert ann.groups == {"security"}
 
 
 def test_without_tenants_each_key_brings_its_own(write: Write) -> None:

@@ -392,6 +392,22 @@ async def test_the_sweeper_gives_a_lapsed_claim_a_new_job(stores: Stores) -> Non
     assert again.fence == 2
 
 
+@pytest.mark.parametrize("by", ["policy", "caller"])
+async def test_a_lapsed_claim_that_no_job_made_gets_none(stores: Stores, by: Any) -> None:
+    store = stores.approvals
+    born = approval(by=by, status=ApprovalStatus.APPROVED)
+    lease = LATE if by == "policy" else None
+    batch = await opened(store, born, claim_lease=lease)
+    if by == "caller":
+        await store.claim(TENANT, batch.id, lease=LATE)
+    await over()
+    await store.expire_due(TENANT)
+    assert await jobs_of(stores, "continue") == []
+    again = await store.claim(TENANT, batch.id, lease=30)
+    assert again is not None
+    assert again.fence == 2
+
+
 async def test_the_sweeper_marks_a_lapsed_dispatch_indeterminate(stores: Stores) -> None:
     store, batch_id = stores.approvals, await ready(stores.approvals)
     await store.claim(TENANT, batch_id, lease=30)

@@ -9,7 +9,7 @@ import pytest
 from gateway.adapters.crypto import KeyRing
 from gateway.adapters.redis import keys
 from gateway.adapters.redis.approvals import RedisApprovalStore
-from gateway.adapters.redis.client import Client
+from gateway.adapters.redis.client import Client, execute
 from gateway.domain.approvals import ApprovalStatus, BatchStatus
 from gateway.domain.errors import Undecipherable
 from gateway.domain.ports import Job
@@ -29,7 +29,7 @@ def secret_approval(**changes: Any) -> Any:
         *("upstream", "server", "server_identity", "tool", "arguments", "fingerprint"),
         *("requester", "end_user", "rule", "rule_reason"),
     )
-    values = {name: canary(name) for name in found}
+    values = {name: canary(name) for name in texts}
     return approval(**(values | {"approvers": (canary("approvers"),)} | changes))
 
 
@@ -41,7 +41,7 @@ async def fill(stores: Stores) -> None:
         items=canary("items").encode(),
         response=canary("response").encode(),
         item_ids=("msg_1",),
-        **{name: canary(name) for name in found},
+        **{name: canary(name) for name in texts},
     )
     await stores.turns.record(whole, ttl=600)
     await stores.log.append(TENANT, "resp_1", [(4, canary("event").encode())], ttl=600, end=True)
@@ -116,7 +116,7 @@ async def test_a_vote_of_another_person_does_not_open(stores: Stores, client: Cl
     await vote(stores.approvals, asked, "ann", APPROVE)
     await vote(stores.approvals, asked, "ben", APPROVE)
     name = keys.approval(TENANT, asked.id)
-    stored = await client.hgetall(name)
+    stored: dict[bytes, bytes] = await execute(client, "HGETALL", name)
     ann, ben = (field for field in stored if field.startswith(b"v:"))
     await client.hset(name, ann, stored[ben])
     with pytest.raises(Undecipherable):

@@ -45,7 +45,7 @@ end
 
 -- Records end by their TTL, index entries do not: drop some whose record is gone.
 local function prune(index)
-  for _, id in ipairs(redis.call('ZRANGE', index, 0, 15)) do
+  for _, id in ipairs(redis.call('ZRANGE', index, 0, 7)) do
     if redis.call('EXISTS', apr(id)) == 0 then redis.call('ZREM', index, id) end
   end
 end
@@ -82,7 +82,7 @@ local function resolve(id, status, decided)
 end
 
 -- Expire an approval whose time is over: on every touch, so that a late sweeper changes nothing.
--- A held one stays open as long as its record lives.
+-- A held one stays open as long as its record lives; `rewind` is answered like `deny`.
 local function lapse(id)
   local a = redis.call('HMGET', apr(id), 's', 'ea', 'x')
   if a[1] ~= 'pending' or a[3] == 'hold' or now < tonumber(a[2]) then return false end

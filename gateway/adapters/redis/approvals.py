@@ -132,8 +132,9 @@ class RedisApprovalStore(ApprovalStore):
         index = _index(status, turn_id)
         kept: list[Approval] = []
         below = b""
-        for _ in range(0, _FURTHEST, _PAGE):
-            page, more = await self._call("list", tenant, index, after or "", below, _PAGE)
+        size = _PAGE if wanted.narrow else min(limit + 1, _PAGE)
+        for _ in range(0, _FURTHEST, size):
+            page, more = await self._call("list", tenant, index, after or "", below, size)
             for found in page:
                 approval = self._records.approval(tenant, found)
                 if wanted.admits(approval):
@@ -384,6 +385,11 @@ class _Filter:
     status: str | None
     server: str | None
     tool: str | None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether most of what is looked at may be left out."""
+        return self.server is not None or self.tool is not None
 
     def admits(self, approval: Approval) -> bool:
         return (

@@ -16,6 +16,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
     ClusterDownError,
     ConnectionError,
+    InvalidResponse,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -38,6 +39,7 @@ _FULL = (OutOfMemoryError, ReadOnlyError)
 _UNAVAILABLE = (
     ConnectionError,
     TimeoutError,
+    InvalidResponse,
     ClusterDownError,
     TryAgainError,
     NoPermissionError,

@@ -16,7 +16,8 @@
 
 The braces are the hash tag: everything of a tenant lies in one slot of a Cluster, so that a
 script may touch any of it. Scripts get the tenant's prefix and append what is known only inside
-them (the parent of a turn, the approvals of a batch); the server is told one key for routing.
+them (the parent of a turn, the approvals of a batch), by the names above; the server is told one
+key for routing.
 """
 
 from __future__ import annotations

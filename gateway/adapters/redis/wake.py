@@ -74,6 +74,7 @@ class RedisWake(Wake):
         """Listen until canceled, connecting again whenever the connection is lost."""
         pause = _FIRST_PAUSE
         while True:
+            self._heard = False
             try:
                 async with self._client.pubsub() as pubsub:
                     await pubsub.subscribe(keys.WAKE_CHANNEL)
@@ -81,12 +82,11 @@ class RedisWake(Wake):
                     self._wake_all()
                     await self._listen(pubsub)
             except (RedisError, OSError) as error:
-                _LOG.warning("the connection for hints is lost: %s", type(error).__name__)
-            if self._heard:
-                pause = _FIRST_PAUSE
-            self._heard = False
+                pause = _FIRST_PAUSE if self._heard else min(pause * 2, _LONGEST_PAUSE)
+                # Once per outage, not once per attempt.
+                level = logging.WARNING if self._heard else logging.DEBUG
+                _LOG.log(level, "the connection for hints is lost: %s", type(error).__name__)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
-            pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _listen(self, pubsub: PubSub) -> None:
         asked = False
@@ -101,7 +101,7 @@ class RedisWake(Wake):
                 continue
             asked, self._heard = False, True
             if message["type"] == "message":
-                self._wake(message["data"].decode("utf-8", "surrogatepass"))
+                self._wake(message["data"].decode(errors="replace"))
 
     def _wake(self, key: str) -> None:
         self._tell(key)
