@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("gateway.server")
 
+_CLOSE_SECONDS = 5.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -64,6 +65,16 @@ class GracefulServer(uvicorn.Server):
         await super().startup(sockets=sockets)
         if self.started and self._on_ready is not None:
             self._on_ready()
+
+    @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop as the stock server does, but do not wait for ever for the application's end."""
+        grace = self.config.timeout_graceful_shutdown or 0
+        try:
+            async with asyncio.timeout(grace + _CLOSE_SECONDS):
+                await super().shutdown(sockets=sockets)
+        except TimeoutError:
+            _log.error("The application did not close in time and is left")
 
     def stop(self) -> None:
         """Begin to stop; called again, end now."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 from litestar import Router, get, post
+from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from gateway.domain.approvals import Approval, Verdict
@@ -54,21 +55,21 @@ def approvals_router(doors: Doors, approvals: ApprovalService) -> Router:
         return _json(caller, _listing([_show(approvals, caller, one) for one in found], more))
 
     @get("/v1/approvals/{approval_id:str}")
-    async def retrieve_approval(request: AnyRequest, approval_id: str) -> ASGIApp:
+    async def retrieve_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
         """Retrieve an approval: what is asked, why, by whom, and until when."""
         caller = doors.caller(request)
         approval = await approvals.retrieve(caller, approval_id)
         return _one(approvals, caller, approval)
 
     @get("/v1/responses/{response_id:str}/approvals")
-    async def list_response_approvals(request: AnyRequest, response_id: str) -> ASGIApp:
+    async def list_response_approvals(request: AnyRequest, response_id: FromPath[str]) -> ASGIApp:
         """List the approvals of a response."""
         caller = doors.caller(request)
         found = await approvals.of_turn(caller, response_id)
         return _json(caller, _listing([_show(approvals, caller, one) for one in found], False))
 
     @post("/v1/approvals/{approval_id:str}/decision", status_code=200)
-    async def decide_approval(request: AnyRequest, approval_id: str) -> ASGIApp:
+    async def decide_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
         """Decide an approval; the fingerprint says that you saw this very call."""
         caller = doors.caller(request)
         decision = _decision(await doors.document(request))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from litestar import Router, delete, get, post
+from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from gateway.domain.documents import Document
@@ -61,7 +62,7 @@ def responses_router(doors: Doors, responses: ResponseService, pace: Pace) -> Ro
     """The doors to responses that exist, and to the calls beside them."""
 
     @get(_paths("/responses/{response_id:str}"))
-    async def retrieve_response(request: AnyRequest, response_id: str) -> ASGIApp:
+    async def retrieve_response(request: AnyRequest, response_id: FromPath[str]) -> ASGIApp:
         """Retrieve a response, or with `stream=true` its events from `starting_after` on."""
         caller = doors.caller(request, Role.CALLER)
         query = query_of(request)
@@ -76,19 +77,19 @@ def responses_router(doors: Doors, responses: ResponseService, pace: Pace) -> Ro
         return _answered(answer, pace, caller)
 
     @delete(_paths("/responses/{response_id:str}"), status_code=200)
-    async def delete_response(request: AnyRequest, response_id: str) -> ASGIApp:
+    async def delete_response(request: AnyRequest, response_id: FromPath[str]) -> ASGIApp:
         """Delete a response at once, here and upstream."""
         caller = doors.caller(request, Role.CALLER)
         return _answered(await responses.delete(caller, response_id), pace, caller)
 
     @post(_paths("/responses/{response_id:str}/cancel"), status_code=200)
-    async def cancel_response(request: AnyRequest, response_id: str) -> ASGIApp:
+    async def cancel_response(request: AnyRequest, response_id: FromPath[str]) -> ASGIApp:
         """Cancel a background or held response."""
         caller = doors.caller(request, Role.CALLER)
         return _answered(await responses.cancel(caller, response_id), pace, caller)
 
     @get(_paths("/responses/{response_id:str}/input_items"))
-    async def list_input_items(request: AnyRequest, response_id: str) -> ASGIApp:
+    async def list_input_items(request: AnyRequest, response_id: FromPath[str]) -> ASGIApp:
         """List the items that a response was made from."""
         caller = doors.caller(request, Role.CALLER)
         answer = await responses.input_items(caller, response_id, query_of(request))
@@ -117,7 +118,7 @@ def responses_router(doors: Doors, responses: ResponseService, pace: Pace) -> Ro
         return _answered(await responses.models(), pace, caller)
 
     @get(_paths("/models/{model:path}"))
-    async def retrieve_model(request: AnyRequest, model: str) -> ASGIApp:
+    async def retrieve_model(request: AnyRequest, model: FromPath[str]) -> ASGIApp:
         """Retrieve one model."""
         caller = doors.caller(request, Role.CALLER)
         return _answered(await responses.models(str(model).lstrip("/")), pace, caller)
@@ -186,17 +187,17 @@ def conversations_router(doors: Doors, conversations: ConversationService, pace:
         return await door.create(request)
 
     @get(_paths(_CONVERSATION))
-    async def retrieve_conversation(request: AnyRequest, conversation_id: str) -> ASGIApp:
+    async def retrieve_conversation(request: AnyRequest, conversation_id: FromPath[str]) -> ASGIApp:
         """Retrieve a conversation."""
         return await door.pass_on(request, conversation_id)
 
     @post(_paths(_CONVERSATION), status_code=200)
-    async def update_conversation(request: AnyRequest, conversation_id: str) -> ASGIApp:
+    async def update_conversation(request: AnyRequest, conversation_id: FromPath[str]) -> ASGIApp:
         """Update a conversation's metadata."""
         return await door.pass_on(request, conversation_id)
 
     @delete(_paths(_CONVERSATION), status_code=200)
-    async def delete_conversation(request: AnyRequest, conversation_id: str) -> ASGIApp:
+    async def delete_conversation(request: AnyRequest, conversation_id: FromPath[str]) -> ASGIApp:
         """Delete a conversation."""
         return await door.pass_on(request, conversation_id)
 
@@ -211,22 +212,26 @@ def conversations_router(doors: Doors, conversations: ConversationService, pace:
 
 def _items_router(door: _Conversations) -> Router:
     @get(_paths(_CONVERSATION + "/items"))
-    async def list_items(request: AnyRequest, conversation_id: str) -> ASGIApp:
+    async def list_items(request: AnyRequest, conversation_id: FromPath[str]) -> ASGIApp:
         """List a conversation's items."""
         return await door.pass_on(request, conversation_id, "/items")
 
     @post(_paths(_CONVERSATION + "/items"), status_code=200)
-    async def add_items(request: AnyRequest, conversation_id: str) -> ASGIApp:
+    async def add_items(request: AnyRequest, conversation_id: FromPath[str]) -> ASGIApp:
         """Add items to a conversation."""
         return await door.pass_on(request, conversation_id, "/items")
 
     @get(_paths(_CONVERSATION + "/items/{item_id:str}"))
-    async def retrieve_item(request: AnyRequest, conversation_id: str, item_id: str) -> ASGIApp:
+    async def retrieve_item(
+        request: AnyRequest, conversation_id: FromPath[str], item_id: FromPath[str]
+    ) -> ASGIApp:
         """Retrieve one item."""
         return await door.pass_on(request, conversation_id, f"/items/{item_id}")
 
     @delete(_paths(_CONVERSATION + "/items/{item_id:str}"), status_code=200)
-    async def delete_item(request: AnyRequest, conversation_id: str, item_id: str) -> ASGIApp:
+    async def delete_item(
+        request: AnyRequest, conversation_id: FromPath[str], item_id: FromPath[str]
+    ) -> ASGIApp:
         """Delete one item."""
         return await door.pass_on(request, conversation_id, f"/items/{item_id}")
 

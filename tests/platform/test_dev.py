@@ -77,14 +77,14 @@ class Dev:
 
 
 @contextmanager
-def running(port: int, state: Path, **environment: str) -> Iterator[Dev]:
+def running(state: Path, port: int = 0) -> Iterator[Dev]:
     process = subprocess.Popen(
         [sys.executable, "-m", "gateway", "dev", "--port", str(port), "--state-dir", str(state)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ},
     )
     dev = Dev(process)
     try:
@@ -102,14 +102,14 @@ def running(port: int, state: Path, **environment: str) -> Iterator[Dev]:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.skipif(shutil.which("python3") is None, reason="needs python3 on PATH")
 def test_the_printed_lines_work_when_pasted(
-    free_port: int, tmp_path: Path, eventually: Callable[..., None]
+    tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
     def paste(line: str) -> str:
         return subprocess.run(
             ["sh", "-c", line], capture_output=True, text=True, timeout=30, check=True
         ).stdout
 
-    with running(free_port, tmp_path / "state") as dev:
+    with running(tmp_path / "state") as dev:
         dev.await_banner()
         turn, pending, approve = dev.commands
         with subprocess.Popen(["sh", "-c", turn], stdout=subprocess.PIPE, text=True) as caller:
@@ -127,9 +127,9 @@ def test_the_printed_lines_work_when_pasted(
 @linux_only
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_ctrl_c_with_a_held_stream_is_quick_and_quiet(
-    free_port: int, tmp_path: Path, eventually: Callable[..., None]
+    tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
-    with running(free_port, tmp_path / "state") as dev:
+    with running(tmp_path / "state") as dev:
         dev.await_banner()
         turn = ["sh", "-c", "exec " + dev.commands[0]]
         with subprocess.Popen(turn, stdout=subprocess.PIPE, text=True) as caller:
@@ -144,12 +144,11 @@ def test_ctrl_c_with_a_held_stream_is_quick_and_quiet(
 
 @linux_only
 def test_ctrl_c_stops_everything_quickly_and_quietly(
-    free_port: int,
     tmp_path: Path,
     eventually: Callable[..., None],
     is_running: Callable[[int], bool],
 ) -> None:
-    with running(free_port, tmp_path / "state") as dev:
+    with running(tmp_path / "state") as dev:
         dev.await_banner()
         children = dev.descendants
         assert len(children) >= 3
@@ -161,12 +160,11 @@ def test_ctrl_c_stops_everything_quickly_and_quietly(
 
 @linux_only
 def test_nothing_is_left_when_it_is_killed(
-    free_port: int,
     tmp_path: Path,
     eventually: Callable[..., None],
     is_running: Callable[[int], bool],
 ) -> None:
-    with running(free_port, tmp_path / "state") as dev:
+    with running(tmp_path / "state") as dev:
         dev.await_banner()
         children = dev.descendants
         dev.process.kill()
@@ -175,12 +173,11 @@ def test_nothing_is_left_when_it_is_killed(
 
 @linux_only
 def test_ctrl_c_while_it_starts_leaves_nothing(
-    free_port: int,
     tmp_path: Path,
     eventually: Callable[..., None],
     is_running: Callable[[int], bool],
 ) -> None:
-    with running(free_port, tmp_path / "state") as dev:
+    with running(tmp_path / "state") as dev:
         eventually(lambda: len(dev.descendants) >= 2)
         children = dev.descendants
         dev.process.send_signal(signal.SIGINT)
@@ -189,12 +186,10 @@ def test_ctrl_c_while_it_starts_leaves_nothing(
     assert "Traceback" not in dev.text
 
 
-def test_keys_stay_the_same_and_only_this_user_can_read_them(
-    free_port: int, tmp_path: Path
-) -> None:
+def test_keys_stay_the_same_and_only_this_user_can_read_them(tmp_path: Path) -> None:
     seen = []
     for _ in range(2):
-        with running(free_port, tmp_path / "state") as dev:
+        with running(tmp_path / "state") as dev:
             dev.await_banner()
             seen.append((dev.key("caller"), dev.key("approver")))
             dev.process.send_signal(signal.SIGINT)
@@ -205,14 +200,15 @@ def test_keys_stay_the_same_and_only_this_user_can_read_them(
         assert stat.S_IMODE((tmp_path / "state" / name).stat().st_mode) == 0o600
 
 
-def test_a_taken_port_is_a_clear_error(free_port: int, tmp_path: Path) -> None:
+def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", free_port))
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with running(free_port, tmp_path / "state") as dev:
+        port = taken.getsockname()[1]
+        with running(tmp_path / "state", port) as dev:
             assert dev.process.wait(30) == 1
             dev._reader.join(5)
-    assert dev.lines[0].startswith(f"gateway dev: port {free_port} cannot be used")
+    assert dev.lines[0].startswith(f"gateway dev: port {port} cannot be used")
     assert len(dev.lines) == 1
 
 

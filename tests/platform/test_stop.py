@@ -33,22 +33,21 @@ def open_stream(
 
 
 def start(
-    program: Program, port: int, workers: int, lame_duck: float, grace: float
-) -> "subprocess.Popen[str]":
-    server = program("stream_server.py", str(port), str(workers), str(lame_duck), str(grace))
+    program: Program, workers: int, lame_duck: float, grace: float
+) -> tuple["subprocess.Popen[str]", int]:
+    server = program("stream_server.py", str(workers), str(lame_duck), str(grace))
     assert server.stdout is not None
-    for _ in range(workers):
-        assert server.stdout.readline() == "ready\n"
-    return server
+    ports = {int(server.stdout.readline().removeprefix("ready ")) for _ in range(workers)}
+    return server, ports.pop()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_running_stream_finishes_and_the_status_is_0(
-    program: Program, free_port: int, workers: int, number: signal.Signals
+    program: Program, workers: int, number: signal.Signals
 ) -> None:
-    server = start(program, free_port, workers, 0.0, 10.0)
-    connection, response = open_stream(free_port, "/stream")
+    server, port = start(program, workers, 0.0, 10.0)
+    connection, response = open_stream(port, "/stream")
     server.send_signal(number)
     rest = response.read().decode()
     connection.close()
@@ -59,31 +58,29 @@ def test_a_running_stream_finishes_and_the_status_is_0(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_lame_duck_serves_while_readiness_says_no(
-    program: Program, free_port: int, workers: int
-) -> None:
-    server = start(program, free_port, workers, 1.5, 5.0)
-    assert get(free_port, "/readyz")[0] == 200
+def test_the_lame_duck_serves_while_readiness_says_no(program: Program, workers: int) -> None:
+    server, port = start(program, workers, 1.5, 5.0)
+    assert get(port, "/readyz")[0] == 200
     server.send_signal(signal.SIGTERM)
     time.sleep(0.5)
-    assert get(free_port, "/readyz")[0] == 503
-    assert get(free_port, "/pid")[0] == 200
+    assert get(port, "/readyz")[0] == 503
+    assert get(port, "/pid")[0] == 200
     assert server.wait(10) == 0
     with pytest.raises(ConnectionRefusedError):
-        get(free_port, "/pid")
+        get(port, "/pid")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_new_connections_are_refused_while_streams_finish(
-    program: Program, free_port: int, workers: int, eventually: Callable[..., None]
+    program: Program, workers: int, eventually: Callable[..., None]
 ) -> None:
-    server = start(program, free_port, workers, 0.0, 10.0)
-    connection, response = open_stream(free_port, "/stream")
+    server, port = start(program, workers, 0.0, 10.0)
+    connection, response = open_stream(port, "/stream")
     server.send_signal(signal.SIGTERM)
 
     def refused() -> bool:
         try:
-            get(free_port, "/pid", timeout=0.5)
+            get(port, "/pid", timeout=0.5)
         except ConnectionRefusedError:
             return True
         except OSError:
@@ -97,19 +94,19 @@ def test_new_connections_are_refused_while_streams_finish(
 
 
 def test_a_stream_without_end_is_cut_after_the_grace_period(
-    program: Program, free_port: int
+    program: Program,
 ) -> None:
-    server = start(program, free_port, 1, 0.0, 0.5)
-    connection, _ = open_stream(free_port, "/endless")
+    server, port = start(program, 1, 0.0, 0.5)
+    connection, _ = open_stream(port, "/endless")
     server.send_signal(signal.SIGTERM)
     assert server.wait(5) == 0
     connection.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_second_signal_ends_it_now(program: Program, free_port: int, workers: int) -> None:
-    server = start(program, free_port, workers, 30.0, 30.0)
-    connection, _ = open_stream(free_port, "/endless")
+def test_a_second_signal_ends_it_now(program: Program, workers: int) -> None:
+    server, port = start(program, workers, 30.0, 30.0)
+    connection, _ = open_stream(port, "/endless")
     server.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     begun = time.monotonic()
@@ -119,26 +116,23 @@ def test_a_second_signal_ends_it_now(program: Program, free_port: int, workers: 
     connection.close()
 
 
-def test_a_killed_worker_is_replaced(
-    program: Program, free_port: int, eventually: Callable[..., None]
-) -> None:
-    server = start(program, free_port, 2, 0.0, 5.0)
-    victim = int(get(free_port, "/pid")[1])
+def test_a_killed_worker_is_replaced(program: Program, eventually: Callable[..., None]) -> None:
+    server, port = start(program, 2, 0.0, 5.0)
+    victim = int(get(port, "/pid")[1])
     os.kill(victim, signal.SIGKILL)
     assert server.stdout is not None
-    assert server.stdout.readline() == "ready\n"
-    assert get(free_port, "/pid")[0] == 200
+    assert server.stdout.readline() == f"ready {port}\n"
+    assert get(port, "/pid")[0] == 200
     server.send_signal(signal.SIGTERM)
     assert server.wait(10) == 0
 
 
 def test_workers_end_with_their_supervisor(
     program: Program,
-    free_port: int,
     eventually: Callable[..., None],
     is_running: Callable[[int], bool],
 ) -> None:
-    server = start(program, free_port, 2, 0.0, 5.0)
-    worker = int(get(free_port, "/pid")[1])
+    server, port = start(program, 2, 0.0, 5.0)
+    worker = int(get(port, "/pid")[1])
     server.kill()
     eventually(lambda: not is_running(worker))

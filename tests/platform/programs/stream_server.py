@@ -1,4 +1,7 @@
-"""Serve a stream under the gateway's server: PORT PROCESSES LAME_DUCK GRACE."""
+"""Serve a stream under the gateway's server: PROCESSES LAME_DUCK GRACE.
+
+Each process prints `ready PORT`.
+"""
 
 import asyncio
 import os
@@ -46,7 +49,9 @@ def serve(settings: Settings, listener: socket.socket, signals: Any, *, tell: bo
         lifecycle=lifecycle,
         lame_duck=settings.server.lame_duck,
         signals=signals,
-        on_ready=(lambda: print("ready", flush=True)) if tell else None,
+        on_ready=(lambda: print(f"ready {listener.getsockname()[1]}", flush=True))
+        if tell
+        else None,
     )
     server.run(sockets=[listener])
 
@@ -57,8 +62,8 @@ def work(settings: Settings, listener: socket.socket, parent: int) -> None:
 
 
 def main() -> int:
-    port, processes, lame_duck, grace = (float(value) for value in sys.argv[1:])
-    server = {"port": int(port), "lame_duck": lame_duck, "grace_period": grace}
+    processes, lame_duck, grace = (float(value) for value in sys.argv[1:])
+    server = {"port": 0, "lame_duck": lame_duck, "grace_period": grace}
     settings = Settings(server=server)
     listener = bind(settings.server.host, settings.server.port)
     if processes > 1:
