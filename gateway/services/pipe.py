@@ -76,6 +76,9 @@ class LegAnswer:
 class Tee:
     """Keeps a copy of the caller's stream for whoever joins later; this one keeps nothing."""
 
+    keeps = False
+    """Whether blocks are wanted; numbering each of them costs time."""
+
     def add(self, sequence: int, block: bytes) -> None:
         """Take a block and the `sequence_number` of its last event."""
 
@@ -165,7 +168,8 @@ class Pipe:
             async for chunk in stream:
                 block = reader.feed(chunk)
                 if block:
-                    tee.add(reader.sequence - 1, block)
+                    if tee.keeps:
+                        tee.add(reader.sequence - 1, block)
                     yield block
                 if reader.result is not None:
                     return

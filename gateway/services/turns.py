@@ -38,6 +38,8 @@ class LogTee(Tee):
     as the stream goes, so memory stays bounded (STREAM-1).
     """
 
+    keeps = True
+
     def __init__(self, log: EventLog, running: Running) -> None:
         self._log = log
         self._running = running

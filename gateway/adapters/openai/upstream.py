@@ -1,17 +1,10 @@
-"""`UpstreamClient` over the openai package: `client.post(content=<bytes>)`, read raw.
-
-`create(**body)` and its wrappers walk every input item (88 ms for 200) and drop nothing but time;
-the plain `post` keeps credentials, URLs and error classes and costs the same for every body.
-"""
+"""`UpstreamClient` for Azure OpenAI, OpenAI and compatible providers, bytes in and bytes out."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import aiohttp
-import httpx2
-import openai
 from typing_extensions import override
 
 from gateway.adapters.openai.credentials import (
@@ -21,22 +14,14 @@ from gateway.adapters.openai.credentials import (
     KeyCredential,
     default_azure_credential,
 )
-from gateway.adapters.openai.transport import RESPONSE, AiohttpClient
-from gateway.domain.errors import (
-    UpstreamDisconnected,
-    UpstreamError,
-    UpstreamRefused,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-)
+from gateway.adapters.openai.transport import Template, Wire, to_error, write_template
+from gateway.domain.errors import UpstreamRefused
 from gateway.domain.ports import ByteStream, SecretSource, UpstreamAnswer, UpstreamClient
 from gateway.domain.registry import EntraAuth, Upstream
 
-_MAX_CONNECTIONS = 10_000
-
 
 class OpenAIUpstreams(UpstreamClient):
-    """All configured upstreams, one SDK client each, over one kind of connection pool."""
+    """All configured upstreams."""
 
     def __init__(
         self,
@@ -61,10 +46,9 @@ class OpenAIUpstreams(UpstreamClient):
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> UpstreamAnswer:
-        response = await self._upstreams[upstream].request(
-            method, path, body, query, headers, stream=False
-        )
-        return UpstreamAnswer(response.status_code, _plain(response), response.content)
+        response = await self._upstreams[upstream].request(method, path, body, query, headers)
+        content = await _read(response)
+        return UpstreamAnswer(response.status, _plain(response), content)
 
     @override
     async def open(
@@ -77,10 +61,8 @@ class OpenAIUpstreams(UpstreamClient):
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> ByteStream:
-        response = await self._upstreams[upstream].request(
-            method, path, body, query, headers, stream=True
-        )
-        return _Stream(response.extensions[RESPONSE], _plain(response))
+        response = await self._upstreams[upstream].request(method, path, body, query, headers)
+        return _Stream(response)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -92,31 +74,14 @@ class _OneUpstream:
     def __init__(
         self, upstream: Upstream, secrets: SecretSource, azure_credential: CredentialFactory
     ) -> None:
+        self._upstream = upstream
         self._credential: Credential
         if isinstance(upstream.auth, EntraAuth):
             self._credential = EntraCredential(azure_credential, upstream.auth.scope)
         else:
             self._credential = KeyCredential(secrets, upstream.auth.value)
-        self._client = openai.AsyncOpenAI(
-            base_url=upstream.base_url,
-            api_key=self._credential.get,
-            organization="",  # the SDK would otherwise read its own environment variables
-            project="",
-            max_retries=0,  # retries are ours: a repeated POST may run a tool twice (APPR-5)
-            default_headers=dict(upstream.headers),
-            default_query=dict(upstream.query),
-            http_client=AiohttpClient(
-                limit=_MAX_CONNECTIONS,
-                connect_timeout=upstream.connect_timeout,
-                read_timeout=upstream.timeout,
-            ),
-        )
-
-        self._methods: dict[str, Callable[..., Awaitable[object]]] = {
-            "GET": self._client.get,
-            "POST": self._client.post,
-            "DELETE": self._client.delete,
-        }
+        self._wire = Wire(upstream)
+        self._templates: dict[str, Template] = {}
 
     async def request(
         self,
@@ -125,16 +90,14 @@ class _OneUpstream:
         body: bytes | None,
         query: Mapping[str, str] | None,
         headers: Mapping[str, str] | None,
-        *,
-        stream: bool,
-    ) -> httpx2.Response:
+    ) -> aiohttp.ClientResponse:
         try:
-            return await self._once(method, path, body, query, headers, stream)
+            return await self._once(method, path, body, query, headers)
         except UpstreamRefused as exc:
-            # A 401 ran nothing, so one try with a fresh token is safe.
+            # A 401 ran nothing, so one try with a fresh token is safe (API-8).
             if exc.status_code != 401 or not await self._credential.renew():
                 raise
-        return await self._once(method, path, body, query, headers, stream)
+        return await self._once(method, path, body, query, headers)
 
     async def _once(
         self,
@@ -143,50 +106,43 @@ class _OneUpstream:
         body: bytes | None,
         query: Mapping[str, str] | None,
         headers: Mapping[str, str] | None,
-        stream: bool,
-    ) -> httpx2.Response:
-        options: dict[str, Any] = {"params": dict(query or {}), "headers": dict(headers or {})}
-        if body is not None:
-            options["headers"]["Content-Type"] = "application/json"
-        call: dict[str, Any] = {"cast_to": httpx2.Response, "options": options}
-        if method == "POST":
-            call["content"] = body
-        if method != "DELETE":
-            call |= {"stream": stream, "stream_cls": openai.AsyncStream[object]}
-        try:
-            return cast("httpx2.Response", await self._methods[method](path, **call))
-        except openai.APIStatusError as exc:
-            raise UpstreamRefused(
-                exc.status_code, _plain(exc.response), exc.response.content
-            ) from exc
-        except openai.APIConnectionError as exc:
-            raise _connection_error(exc.__cause__) from exc
+    ) -> aiohttp.ClientResponse:
+        template = self._templates.get(method)
+        if template is None:
+            template = self._templates[method] = await write_template(self._upstream, method)
+        sent = template.headers.copy()
+        sent["Authorization"] = f"Bearer {await self._credential.get()}"
+        if headers:
+            sent.update(headers)
+        response = await self._wire.request(method, template.url(path, query), sent, body)
+        if response.status >= 300:
+            raise UpstreamRefused(response.status, _plain(response), await _read(response))
+        return response
 
     async def aclose(self) -> None:
-        await self._client.close()
+        await self._wire.aclose()
         await self._credential.aclose()
 
 
-def _plain(response: httpx2.Response) -> dict[str, str]:
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    try:
+        return await response.read()
+    except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+        raise to_error(exc) from exc
+    finally:
+        response.release()
+
+
+def _plain(response: aiohttp.ClientResponse) -> dict[str, str]:
     return {name.lower(): value for name, value in response.headers.items()}
-
-
-def _connection_error(cause: BaseException | None) -> UpstreamError:
-    match cause:
-        case httpx2.ConnectError() | httpx2.ConnectTimeout():
-            return UpstreamUnreachable("The upstream cannot be reached.")
-        case httpx2.TimeoutException():
-            return UpstreamTimeout("The upstream did not answer in time.")
-        case _:
-            return UpstreamDisconnected("The upstream closed the connection before it answered.")
 
 
 class _Stream(ByteStream):
     """The body of an open upstream response, in whatever pieces it comes."""
 
-    def __init__(self, response: aiohttp.ClientResponse, headers: Mapping[str, str]) -> None:
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
-        self.headers = headers
+        self.headers = _plain(response)
 
     @override
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -194,10 +150,8 @@ class _Stream(ByteStream):
         try:
             while chunk := await content.readany():
                 yield chunk
-        except TimeoutError as exc:
-            raise UpstreamTimeout("The upstream stopped sending.") from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            raise UpstreamDisconnected("The upstream broke the stream.") from exc
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            raise to_error(exc) from exc
 
     @override
     async def aclose(self) -> None:
