@@ -170,7 +170,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         tenants=tenants,
     )
     await health.check()
-    await _start(stack, health, stores.wake, worker)
+    await _start(stack, health, stores.wake, worker, settings.server.grace_period)
 
     doors = Doors(KeyRing(settings.to_api_keys()), tenants, bounds.max_depth)
     pace = Pace(heartbeat=settings.server.heartbeat, stall=settings.server.stall_timeout)
@@ -235,7 +235,9 @@ def make_stores(commands: Client, pubsub: Client, cipher: CipherRing) -> Stores:
     )
 
 
-async def _start(stack: AsyncExitStack, health: Health, wake: RedisWake, worker: Worker) -> None:
+async def _start(
+    stack: AsyncExitStack, health: Health, wake: RedisWake, worker: Worker, grace: float
+) -> None:
     """Start what runs beside the requests; at the end, jobs that were begun may finish."""
     stop = asyncio.Event()
     group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -244,7 +246,7 @@ async def _start(stack: AsyncExitStack, health: Health, wake: RedisWake, worker:
 
     async def end() -> None:
         stop.set()
-        await asyncio.wait({work}, timeout=10)
+        await asyncio.wait({work}, timeout=grace)
         for task in (*endless, work):
             task.cancel()
 

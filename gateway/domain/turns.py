@@ -55,6 +55,8 @@ class TurnState(msgspec.Struct):
         first: The response object of the first leg's opening event.
         usage: The usage of all finished legs together.
         started_at: Seconds since the epoch.
+        headers: The caller's headers that go to the upstream.
+        request_id: The gateway's own id of the caller's request.
     """
 
     tenant: str
@@ -83,6 +85,7 @@ class TurnState(msgspec.Struct):
     usage: dict[str, Any] = {}
     started_at: float = 0.0
     headers: dict[str, str] = {}
+    request_id: str = ""
 
     @property
     def output(self) -> list[Raw]:

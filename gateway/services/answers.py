@@ -208,6 +208,8 @@ class NativeAnswers:
             fingerprint=approval.fingerprint,
             reason=response.reason,
         )
+        if result.problem == "expired" and approval.by == "caller":
+            return  # too late, but the upstream must still be answered, with the true cause
         if result.problem is not None:
             raise vote_error(result.problem, result.approval)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator
 
 from gateway.domain import events
+from gateway.domain.errors import StoreUnavailable
 from gateway.domain.ports import EventLog, TurnStore, Wake
 
 LOOK_AGAIN = 5.0
@@ -39,7 +40,11 @@ class Following:
         cursor = ""
         with self._wake.listen(wake_key(tenant, turn_id)) as hint:
             while True:
-                page = await self._log.read(tenant, turn_id, cursor=cursor)
+                try:
+                    page = await self._log.read(tenant, turn_id, cursor=cursor)
+                except StoreUnavailable:
+                    await hint.wait(LOOK_AGAIN)  # the hold outlives the store's restart
+                    continue
                 if page is None:
                     return  # deleted, or past its time
                 for last, block in page.blocks:

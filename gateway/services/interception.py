@@ -62,7 +62,7 @@ class Interceptor:
     Attributes:
         result: The leg's result once its terminal event is there; the event itself is held.
         sequence: The next free `sequence_number` of the caller's stream.
-        first_event_at: `time.monotonic()` of the first event, or `None`.
+        first_event_at: `time.time()` of the first event, or `None`.
     """
 
     def __init__(self, state: TurnState, view: View, scrubber: Scrubber) -> None:
@@ -97,7 +97,7 @@ class Interceptor:
         if not block:
             return b""
         if self.first_event_at is None:
-            self.first_event_at = time.monotonic()
+            self.first_event_at = time.time()
         parts = [
             self._acts[part.type](part) if isinstance(part, Frame) else self._pass(part)
             for part in events.split(block)

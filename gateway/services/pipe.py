@@ -27,8 +27,9 @@ from gateway.domain.errors import (
     Conflict,
     GatewayError,
     UpstreamDisconnected,
+    UpstreamError,
     UpstreamRefused,
-    UpstreamTimeout,
+    UpstreamUnreachable,
 )
 from gateway.domain.history import Kept, ids_of, pack
 from gateway.domain.ports import ApprovalStore, ByteStream, Meter, Turn, TurnHead, TurnStore
@@ -108,13 +109,16 @@ class Pipe:
         """Open a leg's stream, with fresh secrets, dispatched first where it answers a batch."""
         tools, running.scrubber = await self._legs.join(running.tools)
         await self._dispatch(running)
-        return await self._legs.open(leg, tools)
+        stream = await self._legs.open(leg, tools)
+        running.upstream_request = request_id(stream.headers)
+        return stream
 
     async def send(self, running: Running, leg: Leg) -> LegAnswer:
         """Send a leg and read its JSON."""
         tools, running.scrubber = await self._legs.join(running.tools)
         await self._dispatch(running)
         answer = await self._legs.send(leg, tools)
+        running.upstream_request = request_id(answer.headers)
         return LegAnswer(answer.headers, answer.body)
 
     async def _dispatch(self, running: Running) -> None:
@@ -125,6 +129,7 @@ class Pipe:
         ):
             running.batch = None
             raise Conflict("The approvals were continued elsewhere.", code="already_continued")
+        running.dispatched = batch is not None
 
     async def events(
         self, running: Running, opening: Callable[[], Awaitable[ByteStream]], tee: Tee
@@ -144,6 +149,9 @@ class Pipe:
                 async with aclosing(self._leg(stream, reader, tee)) as blocks:
                     async for block in blocks:
                         yield block
+                if running.state.legs == 0 and reader.first_event_at is not None:
+                    seconds = reader.first_event_at - running.state.started_at
+                    self._meter.first_event(upstream=running.state.upstream, seconds=seconds)
                 result = _ended(reader)
                 running.state.sequence = reader.sequence
                 outcome = await self._settle(running, result, tee)
@@ -154,7 +162,7 @@ class Pipe:
                 block = reader.terminal_frame()
                 tee.add(reader.sequence, block)
                 yield block
-        except (GatewayError, events.MalformedFrame, events.FrameTooLarge) as exc:
+        except Exception as exc:  # noqa: BLE001  # a stream never ends silently (API-5)
             block = await self._failed(running, reader, _as_error(exc))
             tee.add(reader.sequence + 1, block)
             yield block
@@ -183,8 +191,20 @@ class Pipe:
         return await self._settle(running, result, Tee())
 
     async def _settle(self, running: Running, result: LegResult, tee: Tee) -> Outcome:
+        """Settle a leg; what follows is on record before the batch that it answers is done.
+
+        A crash in between leaves a batch whose lease lapses, and never a turn that nobody ends.
+        """
+        answered = running.batch
+        outcome = await self._follow(running, result, tee)
+        if answered is not None:
+            await self._finish(running, answered, BatchStatus.DONE, result.id)
+            if running.batch is answered:
+                running.batch = None
+        return outcome
+
+    async def _follow(self, running: Running, result: LegResult, tee: Tee) -> Outcome:
         approvals = self._settlement.note(running, result)
-        await self._finish_batch(running, BatchStatus.DONE, result.id)
         if not approvals:
             await self._record(running, result.response)
             return Ended()
@@ -218,11 +238,12 @@ class Pipe:
         *,
         batch: str = "",
         status: str | None = None,
+        code: str | None = None,
     ) -> None:
         state = running.state
         ends = status is None
         if ends:
-            self._count(running, response)
+            self._count(running, response, code)
         if not state.keep and not running.held:
             return
         served_here = state.stateless or state.legs > 1 or running.held
@@ -250,16 +271,9 @@ class Pipe:
             ttl=running.tenant.ttl,
         )
 
-    def _count(self, running: Running, response: Document) -> None:
+    def _count(self, running: Running, response: Document, code: str | None) -> None:
         state = running.state
-        self._meter.turn(
-            upstream=state.upstream,
-            model=state.model,
-            status=_status(response),
-            streamed=state.streamed,
-            legs=state.legs,
-            seconds=time.time() - state.started_at,
-        )
+        self._ended(running, _status(response), code=code)
         usage = state.usage
         self._meter.tokens(
             upstream=state.upstream,
@@ -272,41 +286,56 @@ class Pipe:
             count = len(msgspec.json.decode(withheld, type=list[Raw]))
             self._meter.withheld(state.upstream, count)
 
-    async def _finish_batch(
-        self, running: Running, status: BatchStatus, next_id: str | None = None
+    async def _finish(
+        self, running: Running, batch: Batch, status: BatchStatus, next_id: str | None = None
     ) -> None:
-        batch, running.batch = running.batch, None
-        if batch is not None:
-            await self._approvals.finish(
-                running.state.tenant,
-                batch.id,
-                fence=batch.fence,
-                status=status,
-                next_response_id=next_id,
-            )
+        await self._approvals.finish(
+            running.state.tenant,
+            batch.id,
+            fence=batch.fence,
+            status=status,
+            next_response_id=next_id,
+        )
 
     async def failed(self, running: Running, error: GatewayError) -> None:
         """Note that a turn failed: its batch, its record where it was held, and its metrics."""
-        status = BatchStatus.FAILED
-        if isinstance(error, UpstreamTimeout | UpstreamDisconnected):
-            status = BatchStatus.INDETERMINATE  # the request may have arrived (APPR-5)
-        elif isinstance(error, UpstreamRefused):
-            status = BatchStatus.READY  # nothing ran: whoever asked may try again
-        if running.held and status is BatchStatus.READY:
-            status = BatchStatus.FAILED
+        batch, running.batch = running.batch, None
         try:
-            await self._finish_batch(running, status)
+            if batch is not None:
+                await self._finish(running, batch, _after(running, error))
             if running.held:
-                await self._record(running, self._failed_response(running, error))
+                await self._record(running, self._failed_response(running, error), code=error.code)
         except GatewayError:
             logger.exception("a failed turn could not be recorded")
+        if not running.held:
+            self._ended(running, "error", code=error.code)
+
+    def _ended(self, running: Running, status: str, *, code: str | None = None) -> None:
+        """Count and log the end of a turn: ids and names, never content (OPS-1)."""
+        state = running.state
+        seconds = time.time() - state.started_at
         self._meter.turn(
-            upstream=running.state.upstream,
-            model=running.state.model,
-            status="error",
-            streamed=running.state.streamed,
-            legs=running.state.legs,
-            seconds=time.time() - running.state.started_at,
+            upstream=state.upstream,
+            model=state.model,
+            status=status,
+            streamed=state.streamed,
+            legs=state.legs,
+            seconds=seconds,
+        )
+        logger.info(
+            "turn ended",
+            extra={
+                "request": state.request_id,
+                "turn": state.turn_id,
+                "upstream": state.upstream,
+                "upstream_request": running.upstream_request,
+                "tenant": state.tenant,
+                "key": state.key_id,
+                "status": status,
+                "code": code,
+                "legs": state.legs,
+                "ms": round(seconds * 1000, 1),
+            },
         )
 
     def _failed_response(self, running: Running, error: GatewayError) -> Document:
@@ -318,10 +347,6 @@ class Pipe:
         }
 
     async def _failed(self, running: Running, reader: Interceptor, error: GatewayError) -> bytes:
-        logger.warning(
-            "a stream failed",
-            extra={"turn": running.state.turn_id, "code": error.code, "error": error.message},
-        )
         await self.failed(running, error)
         response = running.state.first or _unknown_response(running)
         return running.scrubber.scrub(
@@ -336,11 +361,25 @@ class Pipe:
 
     async def release(self, running: Running) -> None:
         """End a batch whose leg was left by its caller; what it ran is not known."""
-        if running.batch is not None:
+        batch, running.batch = running.batch, None
+        if batch is not None:
+            status = BatchStatus.INDETERMINATE if running.dispatched else BatchStatus.READY
             try:
-                await self._finish_batch(running, BatchStatus.INDETERMINATE)
+                await self._finish(running, batch, status)
             except GatewayError:
                 logger.exception("a batch could not be released")
+
+
+def _after(running: Running, error: GatewayError) -> BatchStatus:
+    """Say what a batch becomes when its continuation failed (APPR-5).
+
+    Only where nothing can have run may the same approvals be continued once more. A held turn
+    ends with the error, so nobody would.
+    """
+    refused = isinstance(error, UpstreamRefused) and error.status_code < 500
+    if not running.dispatched or refused or isinstance(error, UpstreamUnreachable):
+        return BatchStatus.FAILED if running.held else BatchStatus.READY
+    return BatchStatus.INDETERMINATE if isinstance(error, UpstreamError) else BatchStatus.FAILED
 
 
 def continuation(running: Running, batch: Batch) -> Leg:
@@ -382,9 +421,12 @@ def _as_error(exc: Exception) -> GatewayError:
         return exc
     if isinstance(exc, events.FrameTooLarge):
         return UpstreamDisconnected("The upstream sent an event that is too large.")
-    return UpstreamDisconnected(
-        "The upstream sent an event that cannot be read.", code="upstream_malformed"
-    )
+    if isinstance(exc, events.MalformedFrame):
+        return UpstreamDisconnected(
+            "The upstream sent an event that cannot be read.", code="upstream_malformed"
+        )
+    logger.error("unexpected error in a stream", exc_info=exc)
+    return GatewayError("The gateway made an error. It has been logged.")
 
 
 class _Error(msgspec.Struct):
@@ -421,6 +463,11 @@ def _unknown_response(running: Running) -> Document:
         "tool_choice": raw("auto"),
         "tools": raw([]),
     }
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """Find the upstream's own id of a request; Azure has another name for it."""
+    return headers.get("x-request-id") or headers.get("apim-request-id") or ""
 
 
 def _status(response: Document) -> str:

@@ -109,6 +109,7 @@ class Preparation:
             shows_ciphertext=ENCRYPTED_REASONING in request.include,
             streamed=request.stream,
             started_at=time.time(),
+            request_id=caller.request_id,
             headers={k: caller.headers[k] for k in _PASSED_HEADERS if k in caller.headers},
         )
         return await self._with_input(caller, request, parent, state, tools)

@@ -62,6 +62,8 @@ class Running:
         batch: The claimed batch that the current leg answers, or `None`.
         held: Whether the turn is on record as waiting, so that its end must be too.
         waits: Whether the turn now waits for a person, and goes on as a job.
+        dispatched: Whether the answers of `batch` may have reached the upstream.
+        upstream_request: The upstream's own id of the last request, for logs.
     """
 
     state: TurnState
@@ -73,6 +75,8 @@ class Running:
     batch: Batch | None = None
     held: bool = False
     waits: bool = False
+    dispatched: bool = False
+    upstream_request: str = ""
 
 
 class Settlement:

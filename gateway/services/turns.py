@@ -148,10 +148,11 @@ class TurnService:
         try:
             await asyncio.wait({opening}, timeout=EARLY)
             headers = opening.result().headers if opening.done() else {}
-        except BaseException as exc:
+        except GatewayError as exc:
+            await self._pipe.failed(running, exc)
+            raise
+        except BaseException:
             await close()
-            if isinstance(exc, GatewayError):
-                await self._pipe.failed(running, exc)
             raise
         return EventStream(headers, self._events(running, opening), close)
 
