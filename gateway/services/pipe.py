@@ -42,6 +42,10 @@ from gateway.services.settlement import Running, Settlement
 logger = logging.getLogger("gateway.turns")
 
 
+UNKEPT_TTL = 600
+"""Seconds that the end of a held turn can be read where nothing is to be kept (STATE-4)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Next:
     """The turn goes on at once with another leg."""
@@ -268,7 +272,7 @@ class Pipe:
                 response=running.scrubber.scrub(encode(shown)) if served_here else b"",
                 item_ids=ids_of(state.items) if state.keep else (),
             ),
-            ttl=running.tenant.ttl,
+            ttl=running.tenant.ttl if state.keep or not ends else UNKEPT_TTL,
         )
 
     def _count(self, running: Running, response: Document, code: str | None) -> None:

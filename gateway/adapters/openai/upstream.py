@@ -15,7 +15,7 @@ from gateway.adapters.openai.credentials import (
     default_azure_credential,
 )
 from gateway.adapters.openai.transport import Template, Wire, to_error, write_template
-from gateway.domain.errors import UpstreamRefused
+from gateway.domain.errors import UpstreamRefused, UpstreamUnreachable
 from gateway.domain.ports import ByteStream, SecretSource, UpstreamAnswer, UpstreamClient
 from gateway.domain.registry import EntraAuth, Upstream
 
@@ -46,7 +46,7 @@ class OpenAIUpstreams(UpstreamClient):
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> UpstreamAnswer:
-        response = await self._upstreams[upstream].request(method, path, body, query, headers)
+        response = await self._one(upstream).request(method, path, body, query, headers)
         content = await _read(response)
         return UpstreamAnswer(response.status, _plain(response), content)
 
@@ -61,8 +61,17 @@ class OpenAIUpstreams(UpstreamClient):
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> ByteStream:
-        response = await self._upstreams[upstream].request(method, path, body, query, headers)
+        response = await self._one(upstream).request(method, path, body, query, headers)
         return _Stream(response)
+
+    def _one(self, name: str) -> _OneUpstream:
+        upstream = self._upstreams.get(name)
+        if upstream is None:  # a chain outlived the configuration of its upstream (CHAIN-2)
+            raise UpstreamUnreachable(
+                f"The upstream '{name}' of this chain is not configured any more.",
+                code="upstream_gone",
+            )
+        return upstream
 
     async def aclose(self) -> None:
         """Close every connection."""
