@@ -178,6 +178,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         preparation=preparation,
         pipe=pipe,
         records=records,
+        approvals=stores.approvals,
         log=stores.log,
         following=following,
         health=health,

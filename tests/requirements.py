@@ -66,9 +66,7 @@ REQUIREMENTS: dict[str, Requirement] = {
         "every approval request is intercepted and decided", "part", "JSON and stream"
     ),
     "APPR-2": Requirement("one response to the caller, whatever the legs"),
-    "APPR-3": Requirement(
-        "the stream stays open; JSON is pending", "part", "no gateway.approval.* events yet"
-    ),
+    "APPR-3": Requirement("the stream stays open with comments; JSON is pending"),
     "APPR-4": Requirement("durable holds", "part", "any replica goes on; failover suite later"),
     "APPR-5": Requirement("at most once", "part", "fenced dispatch; retry and rewind later"),
     "APPR-6": Requirement(

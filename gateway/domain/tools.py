@@ -6,9 +6,10 @@ A caller names a server by label. It may narrow the tools and tighten the approv
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import urlsplit
@@ -60,6 +61,8 @@ BY_CALLER = Ruling(
 OWN_SERVER = Ruling(
     Effect.ASK, "default", reason="The server is the caller's own, so a person decides."
 )
+NOT_OFFERED = Ruling(Effect.DENY, "default", reason="The tool is not offered in this turn.")
+UNKNOWN = Ruling(Effect.DENY, "default", reason="The server is not registered.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +84,45 @@ class Attachment:
     tightened: frozenset[str] | None = frozenset()
 
     def ruling(self, rules: RuleSet, tool: str) -> Ruling:
-        """Decide a call: the rules, then the caller's tightening on top of an allow."""
+        """Decide a call: the rules, then the tools offered, then the caller's tightening.
+
+        An upstream may ask for, or report, a tool that it was never offered.
+        """
         if self.server is None:
             return OWN_SERVER
         ruling = rules.decide(self.label, tool)
+        if ruling.effect is Effect.DENY:
+            return ruling
+        if self.offered is not None and tool not in self.offered:
+            return NOT_OFFERED
         if ruling.effect is Effect.ALLOW and (self.tightened is None or tool in self.tightened):
             return BY_CALLER
         return ruling
+
+    @property
+    def offered(self) -> frozenset[str] | None:
+        """The tools of a registered server that this turn has; `None` means all it lists."""
+        names = msgspec.json.decode(self.tool.get("allowed_tools", NULL), type=list[str] | None)
+        return None if names is None else frozenset(names)
+
+    def recompiled(self, rules: RuleSet) -> Attachment:
+        """Write the tool again as rules and registry are now: a turn may have waited long.
+
+        What became denied or is offered no more leaves; nothing that the turn lacked comes back.
+        """
+        if self.server is None:
+            return self
+        names, registered = self.offered, self.server.allowed_tools
+        if names is None:
+            names = None if registered is None else frozenset(registered)
+        elif registered is not None:
+            names &= frozenset(registered)
+        tool = dict(self.tool)
+        kept = None if names is None else sorted(_undenied(self.label, names, rules))
+        if kept is not None:
+            tool["allowed_tools"] = raw(kept)
+        tool["require_approval"] = _require_approval(self.server, kept, self.tightened, rules)
+        return replace(self, tool=tool)
 
     @property
     def identity(self) -> str:
@@ -113,6 +148,21 @@ class Tools:
     def attachment(self, label: str) -> Attachment | None:
         """Find an MCP server by its label."""
         return next((part for part in self.attachments if part.label == label), None)
+
+    def ruling(self, rules: RuleSet, server: str, tool: str) -> Ruling:
+        """Decide a call in this turn; a server that it does not have is denied."""
+        attachment = self.attachment(server)
+        return UNKNOWN if attachment is None else attachment.ruling(rules, tool)
+
+    def recompiled(self, rules: RuleSet, tenant: Tenant) -> Tools:
+        """Write the tools again as rules, registry and tenant are now."""
+        kept: list[Raw | Attachment] = []
+        for part in self.parts:
+            if not isinstance(part, Attachment):
+                kept.append(part)
+            elif part.server is None or may_use(tenant, part.label):
+                kept.append(part.recompiled(rules))
+        return Tools(tuple(kept))
 
 
 def attach(
@@ -148,7 +198,7 @@ def attach(
         parts.append(part)
     for server in servers.values():
         wanted = server.attach == "always" and server.label not in labels
-        if wanted and _may_use(tenant, server.label):
+        if wanted and may_use(tenant, server.label):
             extra = _registered(server, {}, f"mcp_servers.{server.label}", rules, headers)
             if _offers(extra):
                 parts.append(extra)
@@ -166,6 +216,7 @@ def _part(
     document = _object(value, param)
     if field(document, "type", str, param=f"{param}.type") != "mcp":
         _refuse_smuggled(value, param)
+        _refuse_untyped(document, param)
         return value
     label = field(document, "server_label", str, param=f"{param}.server_label")
     if not label:
@@ -174,7 +225,7 @@ def _part(
             code="missing_required_parameter",
             param=f"{param}.server_label",
         )
-    server = servers.get(label) if _may_use(tenant, label) else None
+    server = servers.get(label) if may_use(tenant, label) else None
     if server is None:
         return _own(label, document, param, tenant, servers)
     _refuse_brought(document, param)
@@ -197,7 +248,19 @@ def _object(value: Raw, param: str) -> Document:
         ) from exc
 
 
-def _may_use(tenant: Tenant, label: str) -> bool:
+def _refuse_untyped(document: Document, param: str) -> None:
+    """Refuse a location on a tool that does not call itself MCP: some upstream may guess."""
+    for key in _LOCATIONS:
+        if _given(document, key):
+            raise Forbidden(
+                f"'{key}' may not be set: only registered MCP servers may be used.",
+                code=f"{key}_not_allowed",
+                param=f"{param}.{key}",
+            )
+
+
+def may_use(tenant: Tenant, label: str) -> bool:
+    """Tell whether a tenant may use a registered server."""
     return tenant.mcp_servers is None or label in tenant.mcp_servers
 
 
@@ -360,11 +423,11 @@ def _allowed_tools(
                 code="tool_not_allowed",
                 param=f"{param}.allowed_tools",
             )
-    return [
-        name
-        for name in dict.fromkeys(names)
-        if rules.decide(server.label, name).effect is not Effect.DENY
-    ]
+    return _undenied(server.label, dict.fromkeys(names), rules)
+
+
+def _undenied(label: str, names: Iterable[str], rules: RuleSet) -> list[str]:
+    return [name for name in names if rules.decide(label, name).effect is not Effect.DENY]
 
 
 def _tightened(
@@ -391,8 +454,10 @@ def _tightened(
             never = names
         case _ApprovalFilter(never=None, always=filter_):
             return frozenset(filter_.tool_names if filter_ else ())
-        case _ApprovalFilter(never=filter_):
-            never = filter_.tool_names if filter_ else []
+        case _ApprovalFilter(never=filter_, always=more):
+            always = frozenset(more.tool_names if more else ())
+            # "always" beats "never", as it does upstream.
+            never = [name for name in (filter_.tool_names if filter_ else ()) if name not in always]
         case _:
             raise BadRequest(
                 '\'require_approval\' must be "always", "never" or an object with tool names.',
@@ -410,7 +475,7 @@ def _tightened(
         )
     if wanted == "never":
         return frozenset()
-    return frozenset(set(names) - set(never)) if names is not None else None
+    return frozenset(names).difference(never) if names is not None else None
 
 
 def _require_approval(
@@ -451,20 +516,40 @@ def refuse_smuggled_items(items: Sequence[Item]) -> None:
             _refuse_smuggled(item.raw, f"input[{index}]")
 
 
-def _refuse_smuggled(value: Raw, param: str) -> None:
+_TEXTS = frozenset({"input", "tools", "instructions", "metadata", "text", "prompt"})
+
+
+def refuse_smuggled_fields(document: Document) -> None:
+    """Refuse MCP tools in fields that are passed on unread; upstreams invent new ones (API-3).
+
+    `tool_choice` may name a server by its label, and no more.
+
+    Raises:
+        Forbidden: A field defines one, at any depth.
+    """
+    for key, value in document.items():
+        if key == "tool_choice":
+            _refuse_smuggled(value, key, keys=_LOCATIONS)
+        elif key not in _TEXTS:
+            _refuse_smuggled(value, key)
+
+
+def _refuse_smuggled(value: Raw, param: str, *, keys: Sequence[str] = ()) -> None:
     data = bytes(value)
     # An escape could spell "mcp" in another way, so its presence needs the full look as well.
     suspicious = b'"mcp"' in data or b"\\u" in data
-    if suspicious and _holds_mcp(msgspec.json.decode(data)):
+    if suspicious and _holds_mcp(msgspec.json.decode(data), keys):
         raise Forbidden(
             "MCP tools may only be named in 'tools'.", code="mcp_tool_not_allowed", param=param
         )
 
 
-def _holds_mcp(value: Any) -> bool:
+def _holds_mcp(value: Any, keys: Sequence[str]) -> bool:
+    """Look for an MCP tool at any depth; with `keys`, for one that has any of them."""
     if isinstance(value, dict):
-        return value.get("type") == "mcp" or any(_holds_mcp(part) for part in value.values())
-    return isinstance(value, list) and any(_holds_mcp(part) for part in value)
+        found = value.get("type") == "mcp" and (not keys or any(key in value for key in keys))
+        return found or any(_holds_mcp(part, keys) for part in value.values())
+    return isinstance(value, list) and any(_holds_mcp(part, keys) for part in value)
 
 
 def join(tools: Tools, secrets: Mapping[str, Mapping[str, str]]) -> Raw:
@@ -519,11 +604,17 @@ class Scrubber:
         for secret in secrets:
             for form in (secret, secret.rpartition(" ")[2]):
                 if len(form) >= 8:  # shorter ones are words, and replacing them breaks text
-                    needles.add(encode(form)[1:-1])
+                    needles.update(_spellings(form))
         self._needles = sorted(needles, key=len, reverse=True)
 
     def __bool__(self) -> bool:
         return bool(self._needles)
+
+    def scrub_raw(self, value: Raw) -> Raw:
+        """Scrub a part of a document; one that holds no secret is returned itself."""
+        data = bytes(value)
+        scrubbed = self.scrub(data)
+        return value if scrubbed is data else Raw(scrubbed)
 
     def scrub(self, data: bytes) -> bytes:
         """Replace every known secret value by `[redacted]`."""
@@ -531,3 +622,11 @@ class Scrubber:
             if needle in data:
                 data = data.replace(needle, b"[redacted]")
         return data
+
+
+def _spellings(secret: str) -> set[bytes]:
+    """Write a text as encoders do: plain, ASCII only, with `/` escaped, and inside JSON text."""
+    plain = encode(secret)[1:-1]
+    ascii_only = json.dumps(secret)[1:-1].encode()
+    found = {plain, ascii_only, encode(plain.decode())[1:-1], secret.encode("utf-8", "replace")}
+    return found | {form.replace(b"/", b"\\/") for form in found}

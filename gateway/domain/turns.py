@@ -187,12 +187,15 @@ class _Typed(msgspec.Struct):
 
 def approval_requests(output: Sequence[Raw]) -> list[ApprovalRequest]:
     """Find the approval requests of a leg's output, by type and never by status (APPR-1)."""
-    return [
-        _request.decode(item)
-        for item in output
-        if b"mcp_approval_request" in bytes(item)
-        and msgspec.json.decode(item, type=_Typed).type == "mcp_approval_request"
-    ]
+    return [_request.decode(item) for item in output if is_type(item, "mcp_approval_request")]
+
+
+def is_type(item: Raw, kind: str) -> bool:
+    """Tell whether an item has a type, however its JSON spells it."""
+    data = bytes(item)
+    if kind.encode() not in data and b"\\u" not in data:
+        return False
+    return msgspec.json.decode(item, type=_Typed).type == kind
 
 
 def unanswered(output: Sequence[Raw], answered: set[str]) -> list[ApprovalRequest]:

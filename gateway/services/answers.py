@@ -7,7 +7,9 @@ at the decision endpoint, and what the upstream is told is written from the deci
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from gateway.domain.approvals import (
     Approval,
@@ -31,12 +33,17 @@ from gateway.domain.errors import (
 from gateway.domain.history import approval_request, approval_response
 from gateway.domain.ports import ApprovalStore, TurnHead, VoteProblem
 from gateway.domain.requests import ApprovalResponse, Item
+from gateway.domain.rules import Effect, RuleSet
+from gateway.domain.tools import Tools
 from gateway.services.callers import Caller
 
 LEASE = 30.0
 """Seconds that a claim on a continuation holds without being renewed."""
 
-_CHAINED = frozenset({"mcp_approval_request", "mcp_call", "mcp_list_tools"})
+HISTORY = "answered"
+"""Type given to an `mcp_approval_response` that was carried out in an earlier turn."""
+
+_CHAINED = frozenset({"mcp_approval_request", "mcp_call", "mcp_list_tools", HISTORY})
 _ANSWERED = _CHAINED | {"item_reference", "reasoning"}
 
 
@@ -52,12 +59,18 @@ class Answers:
         """The turn whose upstream response asked."""
         return self.batch.turn_id
 
+    def revalidated(self, tools: Tools, rules: RuleSet) -> Answers:
+        """Check again what the approvals are bound to, against the tools of this request."""
+        approvals = tuple(still(approval, tools, rules) for approval in self.batch.approvals)
+        return replace(self, batch=replace(self.batch, approvals=approvals))
+
     def complete(self, items: Sequence[Item]) -> list[Item]:
         """Put the answers of the whole batch where the caller's first answer stands."""
         completed: list[Item] = []
         placed = False
+        mine = {approval.request_id for approval in self.batch.approvals}
         for item in items:
-            if item.type != "mcp_approval_response":
+            if answered_request(item) not in mine:
                 completed.append(item)
             elif not placed:
                 placed = True
@@ -65,6 +78,35 @@ class Answers:
                     Item(raw=part, type="mcp_approval_response") for part in responses(self.batch)
                 )
         return completed
+
+
+def answered_request(item: Item) -> str | None:
+    """Name the request that an item answers; `None` when it is no answer."""
+    if item.type != "mcp_approval_response":
+        return None
+    return msgspec.json.decode(item.raw, type=ApprovalResponse).approval_request_id
+
+
+def superseded(approval: Approval) -> Approval:
+    """Withdraw an approval whose ground has gone; its reason was that of the approver."""
+    return replace(approval, status=ApprovalStatus.SUPERSEDED, reason=None)
+
+
+def still(approval: Approval, tools: Tools, rules: RuleSet) -> Approval:
+    """Return an approval as it stands under the tools and rules of now (APPR-7).
+
+    An approval that the caller gave itself does not outlive a rule that now asks somebody else.
+    """
+    if approval.status is not ApprovalStatus.APPROVED:
+        return approval
+    attachment = tools.attachment(approval.server)
+    if attachment is None or attachment.identity != approval.server_identity:
+        return superseded(approval)
+    ruling = attachment.ruling(rules, approval.tool)
+    others = ruling.effect is Effect.ASK and ruling.approval.by != "caller"
+    if ruling.effect is Effect.DENY or (approval.by == "caller" and others):
+        return superseded(approval)
+    return approval
 
 
 def not_repeated(items: Sequence[Item], *, answered: bool) -> list[Item]:
@@ -75,11 +117,12 @@ def not_repeated(items: Sequence[Item], *, answered: bool) -> list[Item]:
 
 def responses(batch: Batch) -> list[Raw]:
     """Write the upstream's answers to a decided batch, each with its true cause."""
-    written: list[Raw] = []
-    for approval in batch.approvals:
-        approve, reason = answer(approval)
-        written.append(approval_response(approval.request_id, approve=approve, reason=reason))
-    return written
+    return [_response(approval) for approval in batch.approvals]
+
+
+def _response(approval: Approval) -> Raw:
+    approve, reason = answer(approval)
+    return approval_response(approval.request_id, approve=approve, reason=reason)
 
 
 def vote_error(problem: VoteProblem, approval: Approval | None) -> GatewayError:
@@ -124,6 +167,49 @@ def pending_conflict(batch: Batch) -> Conflict:
     )
 
 
+Pair = tuple[ApprovalResponse, Approval]
+
+
+def _distinct(pairs: Sequence[Pair]) -> list[Pair]:
+    """Take each answer once; two that contradict each other are none."""
+    found: dict[str, Pair] = {}
+    for response, approval in pairs:
+        before = found.setdefault(approval.id, (response, approval))[0]
+        if before.approve != response.approve:
+            raise Conflict(
+                f"'{response.approval_request_id}' is both approved and denied.",
+                code="vote_conflict",
+                param="input",
+            )
+    return list(found.values())
+
+
+def _refuse_stranger(caller: Caller, response: ApprovalResponse, approval: Approval) -> None:
+    """Refuse an answer of somebody who may not give it.
+
+    Clients answer every request that they see, also those that the rules have answered; there
+    the rules' answer stands. Only a deny of what the rules allow is not passed over in silence.
+    """
+    if approval.by == "policy" and caller.principal.subject == approval.requester:
+        if answer(approval)[0] and not response.approve:
+            raise vote_error("already_decided", approval)
+        return
+    cause = may_decide(approval, caller.principal)
+    if cause is not None:
+        raise refusal(cause)
+
+
+class _Called(msgspec.Struct):
+    type: str | None = None
+    approval_request_id: str | None = None
+
+
+def _called(item: Raw) -> str | None:
+    """Name the request whose approval an `mcp_call` used."""
+    call = msgspec.json.decode(item, type=_Called)
+    return call.approval_request_id if call.type == "mcp_call" else None
+
+
 class NativeAnswers:
     """Reads the answers in a request's input."""
 
@@ -152,17 +238,60 @@ class NativeAnswers:
         known = await self._approvals.by_request(
             tenant, [response.approval_request_id for response in given]
         )
-        approvals = [self._own(known, response, end_user) for response in given]
-        batch_ids = {approval.batch_id for approval in approvals}
-        if len(batch_ids) > 1 or (parent is not None and parent.batch not in batch_ids):
+        pairs = _distinct([(response, self._own(known, response, end_user)) for response in given])
+        batch_ids = {approval.batch_id for _, approval in pairs}
+        chained = parent is not None and parent.status != "conversation"
+        if len(batch_ids) > 1 or (chained and parent.batch not in batch_ids):  # type: ignore[union-attr]
             raise BadRequest(
                 "The approval responses do not answer the response that is continued.",
                 code="approval_mismatch",
                 param="input",
             )
-        for response, approval in zip(given, approvals, strict=True):
-            await self._vote(caller, response, approval)
+        for response, approval in pairs:  # all of them are looked at before any counts
+            _refuse_stranger(caller, response, approval)
+        for response, approval in pairs:
+            if approval.by != "policy":
+                await self._vote(caller, response, approval)
         return await self._claim(tenant, batch_ids.pop())
+
+    async def history(
+        self, caller: Caller, items: Sequence[Item], known: Mapping[str, Raw], end_user: str
+    ) -> list[Item]:
+        """Settle the answers that a caller repeats from turns that are over.
+
+        A client that keeps the conversation itself sends them again each time. Such an answer
+        decides nothing: it leaves as it was given, and an approved one only beside the call that
+        it allowed, so that nothing runs a second time.
+
+        Args:
+            known: Items that the caller refers to, by id.
+
+        Returns:
+            The items, those answers written anew and of the type `HISTORY`.
+        """
+        names = [name for item in items if (name := answered_request(item)) is not None]
+        if not names:
+            return list(items)
+        called = {_called(known.get(item.id or "", item.raw)) for item in items}
+        over = {
+            name: approval
+            for name, approval in (
+                await self._approvals.by_request(caller.tenant.id, names)
+            ).items()
+            if approval.end_user in ("", end_user)
+            and await self._is_over(approval)
+            and (not answer(approval)[0] or name in called)
+        }
+        return [
+            Item(raw=_response(over[name]), type=HISTORY, id=item.id)
+            if (name := answered_request(item)) is not None and name in over
+            else item
+            for item in items
+        ]
+
+    async def _is_over(self, approval: Approval) -> bool:
+        batch = await self._approvals.batch(approval.tenant, approval.batch_id)
+        return batch is not None and batch.status is BatchStatus.DONE
 
     async def requests(self, caller: Caller, ids: Sequence[str], end_user: str) -> dict[str, Raw]:
         """Write the approval requests that the caller was given, from the approvals."""
@@ -181,6 +310,7 @@ class NativeAnswers:
             BatchStatus.WAITING,
             BatchStatus.READY,
             BatchStatus.CLAIMED,
+            BatchStatus.DISPATCHED,
         ):
             raise pending_conflict(batch)
 
@@ -197,9 +327,6 @@ class NativeAnswers:
         return approval
 
     async def _vote(self, caller: Caller, response: ApprovalResponse, approval: Approval) -> None:
-        cause = may_decide(approval, caller.principal)
-        if cause is not None:
-            raise refusal(cause)
         result = await self._approvals.vote(
             caller.tenant.id,
             approval.id,

@@ -6,7 +6,7 @@ Holding a stream is only a view on a durable record; whoever reads here can leav
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from gateway.domain import events
 from gateway.domain.errors import StoreUnavailable
@@ -14,6 +14,8 @@ from gateway.domain.ports import EventLog, TurnStore, Wake
 
 LOOK_AGAIN = 5.0
 """Seconds after which a waiter looks without a hint, since hints may be lost."""
+
+Look = Callable[[], Awaitable[bytes]]
 
 RUNNING = frozenset({"in_progress", "queued"})
 
@@ -31,11 +33,14 @@ class Following:
         self._turns = turns
         self._wake = wake
 
-    async def events(self, tenant: str, turn_id: str, *, after: int) -> AsyncGenerator[bytes, None]:
+    async def events(
+        self, tenant: str, turn_id: str, *, after: int, notices: Look | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the turn's events after a `sequence_number`, until its last one.
 
         Args:
             after: -1 for all of them.
+            notices: Asked for further events whenever something may have changed.
         """
         cursor = ""
         with self._wake.listen(wake_key(tenant, turn_id)) as hint:
@@ -47,6 +52,8 @@ class Following:
                     continue
                 if page is None:
                     return  # deleted, or past its time
+                if notices is not None and (told := await notices()):
+                    yield told
                 for last, block in page.blocks:
                     if last > after:
                         yield _rest_of(block, after)

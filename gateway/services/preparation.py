@@ -25,9 +25,21 @@ from gateway.domain.ports import TurnHead, TurnStore
 from gateway.domain.registry import McpServer, Model, Route
 from gateway.domain.requests import ENCRYPTED_REASONING, CreateRequest, Item, item_of, without
 from gateway.domain.rules import RuleSet
-from gateway.domain.tools import Attachment, Tools, attach, refuse_smuggled_items
+from gateway.domain.tools import (
+    Attachment,
+    Tools,
+    attach,
+    refuse_smuggled_fields,
+    refuse_smuggled_items,
+)
 from gateway.domain.turns import HeldServer, HeldTool, TurnState
-from gateway.services.answers import Answers, NativeAnswers, not_repeated
+from gateway.services.answers import (
+    HISTORY,
+    Answers,
+    NativeAnswers,
+    answered_request,
+    not_repeated,
+)
 from gateway.services.callers import Caller, owned, previous_not_found
 
 _OWN_FIELDS = ("input", "tools", "stream", "previous_response_id", "store", "include")
@@ -82,6 +94,7 @@ class Preparation:
         end_user = caller.end_user or request.end_user
         _check_modes(request, tenant, stateless)
         refuse_smuggled_items(request.items)
+        refuse_smuggled_fields(request.document)
         parent = await self._parent(caller, request, end_user)
         tools = attach(
             request.tools,
@@ -122,13 +135,17 @@ class Preparation:
         state: TurnState,
         tools: Tools,
     ) -> Prepared:
-        items = await self._own_items(caller, request.items, state)
-        answers = await self._answers.take(
-            caller, request.approval_responses, parent, state.end_user
-        )
+        items, known = await self._own_items(caller, request.items, state)
+        items = await self._answers.history(caller, items, known, state.end_user)
+        if parent is not None:
+            items = [item for item in items if item.type != HISTORY]  # the chain holds them
+        asked = {answered_request(item) for item in items}
+        given = [one for one in request.approval_responses if one.approval_request_id in asked]
+        answers = await self._answers.take(caller, given, parent, state.end_user)
         if answers is not None and answers.join is not None:
             return Prepared(state=state, tools=tools, join=answers.join)
         if answers is not None:
+            answers = answers.revalidated(tools, self._catalog.rules)
             items = answers.complete(items)
         state.items = [Kept("in", item.raw) for item in items]
         prepared = Prepared(state=state, tools=tools, answers=answers)
@@ -176,14 +193,18 @@ class Preparation:
 
     async def _own_items(
         self, caller: Caller, items: Sequence[Item], state: TurnState
-    ) -> list[Item]:
-        """Resolve references, and check MCP items that the caller repeats."""
+    ) -> tuple[list[Item], dict[str, Raw]]:
+        """Resolve references, and check MCP items that the caller repeats.
+
+        Returns:
+            The items, and what the remaining references stand for.
+        """
         references = [item.id or "" for item in items if item.type == "item_reference"]
         guarded = guarded_ids(items)
         if not references and not guarded and not _has_guarded(items):
-            return list(items)
+            return list(items), {}
         if not state.keep:
-            return await self._unkept_items(caller, items, state.end_user)
+            return await self._unkept_items(caller, items, state.end_user), {}
         kept, turn_of = await self._find(caller, [*references, *guarded], state.end_user)
         known = {
             item.id: item.raw
@@ -193,11 +214,11 @@ class Preparation:
         }
         restored = restore_guarded(items, known)
         if state.stateless:
-            return resolve_references(restored, turn_of, kept)
+            return resolve_references(restored, turn_of, kept), {}
         for index, item in enumerate(items):
             if item.type == "item_reference" and item.id not in known:
                 raise unknown_item(item.id or "", f"input[{index}]")
-        return restored
+        return restored, known
 
     async def _unkept_items(
         self, caller: Caller, items: Sequence[Item], end_user: str

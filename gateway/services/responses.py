@@ -31,6 +31,7 @@ from gateway.services.continuations import Continuations
 from gateway.services.following import RUNNING, Following
 from gateway.services.interception import Interceptor
 from gateway.services.legs import Leg, Legs
+from gateway.services.notices import Notices, wants_notices
 from gateway.services.preparation import Catalog, Preparation
 from gateway.services.records import Answer, EventStream, Records
 
@@ -101,7 +102,11 @@ class ResponseService:
         """Read a response's events again, from after a `sequence_number`; -1 for all."""
         head = await self._own(caller, response_id)
         if await self._following.exists(head.tenant, head.id):
-            return EventStream({}, self._following.events(head.tenant, head.id, after=after))
+            look = None
+            if wants_notices(caller):
+                look = Notices(self._approvals, head.tenant, head.id).look
+            followed = self._following.events(head.tenant, head.id, after=after, notices=look)
+            return EventStream({}, followed)
         if not _asked_upstream(head):
             raise BadRequest(
                 "This response was not streamed, or its events are kept no longer. "

@@ -19,22 +19,28 @@ from gateway.domain.approvals import (
     fingerprint,
     new_approval_id,
 )
-from gateway.domain.documents import Raw
-from gateway.domain.errors import GatewayError
+from gateway.domain.documents import Raw, raw
+from gateway.domain.errors import GatewayError, UpstreamDisconnected
 from gateway.domain.history import Kept
 from gateway.domain.identity import Tenant
 from gateway.domain.ports import ApprovalStore, Meter
 from gateway.domain.rules import Effect, RuleSet, Ruling
 from gateway.domain.tools import Scrubber, Tools
-from gateway.domain.turns import ApprovalRequest, TurnState, View, add_usage, approval_requests
+from gateway.domain.turns import (
+    ApprovalRequest,
+    TurnState,
+    View,
+    add_usage,
+    approval_requests,
+    is_type,
+)
+from gateway.services.answers import still, superseded
 from gateway.services.interception import LegResult
 
 logger = logging.getLogger("gateway.approvals")
 
 MAX_LEGS = 32
 """Most upstream responses in one turn: a model that only ever asks again is stopped."""
-
-UNKNOWN = Ruling(Effect.DENY, "default", reason="The server is not registered.")
 
 
 class ReceiptMismatch(GatewayError):
@@ -93,7 +99,19 @@ class Settlement:
         Raises:
             ReceiptMismatch: A call came back that was not approved like that.
             TooManyLegs: The turn has too many legs.
+            UpstreamDisconnected: An MCP item cannot be read, so nobody knows what it asks for.
         """
+        try:
+            return self._note(running, result)
+        except msgspec.DecodeError as exc:
+            raise UpstreamDisconnected(
+                "The upstream sent an MCP item that cannot be read.", code="upstream_malformed"
+            ) from exc
+
+    def _note(self, running: Running, result: LegResult) -> list[Approval]:
+        # A tool may repeat the credential it was sent: what is kept is what the caller sees.
+        scrub = running.scrubber.scrub_raw
+        result = replace(result, output=[scrub(item) for item in result.output])
         state = running.state
         state.legs += 1
         state.last_leg = result.id
@@ -116,10 +134,10 @@ class Settlement:
             for approval in (running.batch.approvals if running.batch else ())
         }
         for item in result.output:
-            if b'"mcp_call"' not in bytes(item):
+            if not is_type(item, "mcp_call"):
                 continue
             call = msgspec.json.decode(item, type=_Call)
-            if call.type == "mcp_call" and not self._fits(running, call, approved):
+            if not self._fits(running, call, approved):
                 logger.critical(
                     "an MCP call does not fit its approval",
                     extra={"turn": running.state.turn_id, "server": call.server_label},
@@ -130,19 +148,20 @@ class Settlement:
                 )
 
     def _fits(self, running: Running, call: _Call, approved: dict[str, Approval]) -> bool:
-        approval = approved.get(call.approval_request_id or "")
+        """Compare a call with its approval, which it uses up: one approval is one call."""
+        approval = approved.pop(call.approval_request_id or "", None)
         if approval is not None:
+            scrub = running.scrubber.scrub_raw
             return approval.status is ApprovalStatus.APPROVED and (
                 call.server_label,
                 call.name,
-                call.arguments,
-            ) == (approval.server, approval.tool, approval.arguments)
+                scrub(raw(call.arguments)),
+            ) == (approval.server, approval.tool, scrub(raw(approval.arguments)))
         ruling = self._ruling(running.tools, call.server_label, call.name)
         return ruling.effect is Effect.ALLOW
 
     def _ruling(self, tools: Tools, server: str, tool: str) -> Ruling:
-        attachment = tools.attachment(server)
-        return UNKNOWN if attachment is None else attachment.ruling(self._rules, tool)
+        return tools.ruling(self._rules, server, tool)
 
     def _approval(self, running: Running, request: ApprovalRequest, response_id: str) -> Approval:
         state = running.state
@@ -204,8 +223,10 @@ class Settlement:
         """Check again, just before sending, all that an approval is bound to (APPR-7).
 
         What the rules deny now, or what has come to mean another server, is answered as
-        superseded; a stored deny never becomes an allow.
+        superseded; a stored deny never becomes an allow. The tools, too, are written again under
+        the rules as they are now.
         """
+        running.tools = running.tools.recompiled(self._rules, running.tenant)
         return replace(
             batch,
             approvals=tuple(self._still(running, approval) for approval in batch.approvals),
@@ -214,22 +235,16 @@ class Settlement:
     def _still(self, running: Running, approval: Approval) -> Approval:
         if approval.status is not ApprovalStatus.APPROVED:
             return approval
-        attachment = running.tools.attachment(approval.server)
-        same = attachment is not None and attachment.identity == approval.server_identity
-        ruling = self._ruling(running.tools, approval.server, approval.tool)
         request = ApprovalRequest(
             approval.request_id, approval.server, approval.tool, approval.arguments
         )
         bound = approval.fingerprint == _fingerprint(
             running.state, request, approval.response_id, approval.server_identity
         )
-        if same and bound and ruling.effect is not Effect.DENY:
-            return approval
-        return replace(approval, status=ApprovalStatus.SUPERSEDED)
+        return still(approval, running.tools, self._rules) if bound else superseded(approval)
 
 
 class _Call(msgspec.Struct):
-    type: str = ""
     server_label: str = ""
     name: str = ""
     arguments: str = ""

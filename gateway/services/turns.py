@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from gateway.domain.documents import Document, encode, parse_array, raw
 from gateway.domain.errors import GatewayError, UpstreamDisconnected
-from gateway.domain.ports import ByteStream, EventLog
+from gateway.domain.ports import ApprovalStore, ByteStream, EventLog
 from gateway.domain.requests import Bounds, parse_create
 from gateway.domain.turns import View
 from gateway.services.callers import Caller
@@ -19,6 +19,7 @@ from gateway.services.following import Following
 from gateway.services.health import Health
 from gateway.services.interception import json_result
 from gateway.services.legs import Leg
+from gateway.services.notices import Notices, wants_notices
 from gateway.services.pipe import Ended, Held, Next, Pipe, Tee
 from gateway.services.preparation import Preparation, Prepared
 from gateway.services.records import Answer, EventStream, Records, gateway_field
@@ -78,6 +79,7 @@ class TurnService:
         preparation: Preparation,
         pipe: Pipe,
         records: Records,
+        approvals: ApprovalStore,
         log: EventLog,
         following: Following,
         health: Health,
@@ -86,6 +88,7 @@ class TurnService:
         self._preparation = preparation
         self._pipe = pipe
         self._records = records
+        self._approvals = approvals
         self._log = log
         self._following = following
         self._health = health
@@ -120,7 +123,7 @@ class TurnService:
             first=running.batch is None,
         )
         if request.stream:
-            return await self._stream(running, leg)
+            return await self._stream(running, leg, notices=wants_notices(caller))
         return await self._json(running, leg, wait)
 
     def _running(self, caller: Caller, prepared: Prepared) -> Running:
@@ -138,7 +141,7 @@ class TurnService:
             batch=prepared.answers.batch if prepared.answers else None,
         )
 
-    async def _stream(self, running: Running, leg: Leg) -> EventStream:
+    async def _stream(self, running: Running, leg: Leg, *, notices: bool) -> EventStream:
         opening = asyncio.ensure_future(self._pipe.open(running, leg))
 
         async def close() -> None:
@@ -154,10 +157,10 @@ class TurnService:
         except BaseException:
             await close()
             raise
-        return EventStream(headers, self._events(running, opening), close)
+        return EventStream(headers, self._events(running, opening, notices), close)
 
     async def _events(
-        self, running: Running, opening: asyncio.Future[ByteStream]
+        self, running: Running, opening: asyncio.Future[ByteStream], notices: bool
     ) -> AsyncGenerator[bytes, None]:
         async def first() -> ByteStream:
             return await opening
@@ -170,9 +173,11 @@ class TurnService:
                     await tee.flush()
         if running.waits:
             state = running.state
-            async with aclosing(
-                self._following.events(state.tenant, state.turn_id, after=state.sequence - 1)
-            ) as blocks:
+            look = Notices(self._approvals, state.tenant, state.turn_id).look if notices else None
+            followed = self._following.events(
+                state.tenant, state.turn_id, after=state.sequence - 1, notices=look
+            )
+            async with aclosing(followed) as blocks:
                 async for block in blocks:
                     yield block
 
