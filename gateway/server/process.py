@@ -129,9 +129,13 @@ class GracefulServer(uvicorn.Server):
 
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:
-    """Leave out tracebacks of requests that the stop itself cancelled: they are no errors."""
+    """Leave out tracebacks of what the stop itself cancelled: they are no errors.
+
+    The application's own end is told as text, when a second signal cuts it short.
+    """
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, asyncio.CancelledError)
+    told = record.levelno >= logging.ERROR and "CancelledError" in record.getMessage()
+    return not told and not isinstance(error, asyncio.CancelledError)
 
 
 def bind(host: str, port: int) -> socket.socket:
