@@ -28,6 +28,8 @@ from gateway.adapters.redis.turns import RedisTurnStore
 from gateway.adapters.redis.wake import RedisWake
 from gateway.adapters.secrets import SecretResolver
 from gateway.adapters.webhook import HttpWebhookSender
+from gateway.console.routes import console_router, take_back_cors
+from gateway.console.sessions import Sessions
 from gateway.domain.errors import GatewayError
 from gateway.domain.identity import KeyRing
 from gateway.domain.lifecycle import Lifecycle
@@ -43,9 +45,10 @@ from gateway.services.legs import Legs
 from gateway.services.pipe import Pipe
 from gateway.services.preparation import Catalog, Preparation
 from gateway.services.records import Records
+from gateway.services.redaction import RedactingUpstreams
 from gateway.services.responses import ResponseService
 from gateway.services.settlement import Settlement
-from gateway.services.turns import TurnService
+from gateway.services.turns import EARLY, TurnService
 from gateway.services.webhooks import WebhookService
 from gateway.services.worker import Worker
 from gateway.settings import Settings
@@ -96,6 +99,7 @@ def create_app(settings: Settings, *, lifecycle: Lifecycle | None = None) -> Lit
             Exception: on_exception,
         },
         cors_config=CORSConfig(allow_origins=origins) if origins else None,
+        before_send=[take_back_cors] if origins else [],
         request_max_body_size=settings.server.max_body_bytes,
         openapi_config=None,
         logging_config=None,
@@ -106,9 +110,10 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     """Open the adapters, wire the services, start the background, and return the doors."""
     secrets = SecretResolver()
     stack.push_async_callback(secrets.aclose)
-    stores = await _stores(stack, settings, secrets)
-    upstream = OpenAIUpstreams(settings.to_upstreams(), secrets)
-    stack.push_async_callback(upstream.aclose)
+    cipher = await _cipher(settings, secrets)
+    stores = await _stores(stack, settings, secrets, cipher)
+    client = OpenAIUpstreams(settings.to_upstreams(), secrets)
+    stack.push_async_callback(client.aclose)
     sender = await stack.enter_async_context(HttpWebhookSender())
 
     servers = {server.label: server for server in settings.to_mcp_servers()}
@@ -116,6 +121,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     models = {model.name: model for model in settings.to_models()}
     rules = settings.to_rule_set()
     upstreams = {one.name: one for one in settings.to_upstreams()}
+    upstream = RedactingUpstreams(client, secrets=secrets, upstreams=upstreams, servers=servers)
     catalog = Catalog(models, next(iter(upstreams)), servers, rules)
     bounds = Bounds(
         max_depth=settings.server.max_json_depth,
@@ -183,6 +189,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         following=following,
         health=health,
         bounds=bounds,
+        early=min(EARLY, settings.server.heartbeat * 0.6),
     )
     responses = ResponseService(
         turns=stores.turns,
@@ -199,19 +206,26 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     conversations = ConversationService(
         turns=stores.turns, upstream=upstream, catalog=catalog, bounds=bounds
     )
+    approvals = ApprovalService(approvals=stores.approvals, meter=meter)
     return [
         create_router(doors, turns, pace),
         responses_router(doors, responses, pace),
         conversations_router(doors, conversations, pace),
-        approvals_router(doors, ApprovalService(approvals=stores.approvals, meter=meter)),
+        approvals_router(doors, approvals),
+        console_router(doors, approvals, Sessions(cipher, doors.keys, tenants)),
         health_router(health=health, lifecycle=life, metrics=meter.expose),
     ]
 
 
-async def _stores(stack: AsyncExitStack, settings: Settings, secrets: SecretResolver) -> Stores:
-    keys = [
-        (key.id, parse_key(await secrets.resolve(key.value))) for key in settings.encryption.keys
-    ]
+async def _cipher(settings: Settings, secrets: SecretResolver) -> CipherRing:
+    return CipherRing(
+        [(key.id, parse_key(await secrets.resolve(key.value))) for key in settings.encryption.keys]
+    )
+
+
+async def _stores(
+    stack: AsyncExitStack, settings: Settings, secrets: SecretResolver, cipher: CipherRing
+) -> Stores:
     url = await settings.redis.resolve_url(secrets.resolve)
     clients = await stack.enter_async_context(
         open_clients(
@@ -220,7 +234,7 @@ async def _stores(stack: AsyncExitStack, settings: Settings, secrets: SecretReso
             connect_timeout=settings.redis.connect_timeout,
         )
     )
-    return make_stores(clients.commands, clients.pubsub, CipherRing(keys))
+    return make_stores(clients.commands, clients.pubsub, cipher)
 
 
 def make_stores(commands: Client, pubsub: Client, cipher: CipherRing) -> Stores:
@@ -248,7 +262,10 @@ async def _start(
     async def end() -> None:
         stop.set()
         await asyncio.wait({work}, timeout=grace)
-        for task in (*endless, work):
-            task.cancel()
+        # Again and again: a client library may swallow one cancellation.
+        while running := {task for task in (*endless, work) if not task.done()}:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=0.5)
 
     stack.push_async_callback(end)

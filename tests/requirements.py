@@ -24,9 +24,7 @@ class Requirement:
 
 
 REQUIREMENTS: dict[str, Requirement] = {
-    "RUN-1": Requirement(
-        "one line starts everything on loopback", "part", "the console's address comes with it"
-    ),
+    "RUN-1": Requirement("one line starts everything on loopback"),
     "RUN-2": Requirement("gateway dev takes a real provider and a real Redis when they are set"),
     "RUN-3": Requirement("one line runs all tests on a bare machine"),
     "RUN-4": Requirement("serve and check refuse an unsafe or incomplete configuration"),
@@ -75,7 +73,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "APPR-7": Requirement("fingerprint and receipt"),
     "APPR-8": Requirement("grants", "later"),
     "APPR-9": Requirement("webhooks out", "part", "one signed webhook, retried, from a job"),
-    "APPR-10": Requirement("console", "later"),
+    "APPR-10": Requirement("console", "part", "sign-in, inbox, decide; no live updates"),
     "APPR-11": Requirement("audit", "later"),
     "APPR-12": Requirement("computer use", "later"),
     "APPR-13": Requirement("rules in full", "part", "server and tool patterns"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-# The console's path, as soon as the application serves one; its address is printed then.
-CONSOLE_PATH: str | None = None
+CONSOLE_PATH = "/console"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +47,9 @@ def show(shown: Shown) -> None:
 
 def _rows(shown: Shown) -> list[tuple[str, str]]:
     provider = f"{shown.provider} (emulated)" if shown.emulated else shown.provider
-    rows = [("gateway", f"{shown.gateway}/v1")]
-    if CONSOLE_PATH is not None:
-        rows.append(("console", f"{shown.gateway}{CONSOLE_PATH}"))
-    rows += [
+    rows = [
+        ("gateway", f"{shown.gateway}/v1"),
+        ("console", f"{shown.gateway}{CONSOLE_PATH} (sign in with the approver key)"),
         ("provider", provider),
         ("MCP server", f"{shown.mcp} (demo, label github)"),
         ("Redis", shown.redis),

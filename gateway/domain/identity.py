@@ -128,3 +128,7 @@ class KeyRing:
         expected = entry.hash if entry else self._stranger
         equal = hmac.compare_digest(hash_key(presented), expected)
         return entry.principal if entry is not None and equal else None
+
+    def entry(self, key_id: str) -> ApiKey | None:
+        """Return the entry of a key, for a session that the key itself began."""
+        return self._keys.get(key_id)

@@ -216,7 +216,10 @@ class ApprovalStore(Protocol):
         status: BatchStatus,
         next_response_id: str | None = None,
     ) -> bool:
-        """End a claimed or dispatched batch as `done`, `failed` or `indeterminate`."""
+        """End a claim as `done`, `failed` or `indeterminate`, or give it back as `ready`.
+
+        `ready` is for a continuation of which nothing ran: it may be claimed once more.
+        """
         ...
 
     async def abandon(self, tenant: str, batch_id: str, *, reason: str) -> bool:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -624,9 +625,11 @@ class Scrubber:
         return data
 
 
-def _spellings(secret: str) -> set[bytes]:
+@lru_cache(maxsize=1024)
+def _spellings(secret: str) -> frozenset[bytes]:
     """Write a text as encoders do: plain, ASCII only, with `/` escaped, and inside JSON text."""
     plain = encode(secret)[1:-1]
     ascii_only = json.dumps(secret)[1:-1].encode()
-    found = {plain, ascii_only, encode(plain.decode())[1:-1], secret.encode("utf-8", "replace")}
+    nested = encode(plain.decode())[1:-1]
+    found = frozenset({plain, ascii_only, nested, secret.encode("utf-8", "replace")})
     return found | {form.replace(b"/", b"\\/") for form in found}

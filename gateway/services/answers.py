@@ -240,8 +240,8 @@ class NativeAnswers:
         )
         pairs = _distinct([(response, self._own(known, response, end_user)) for response in given])
         batch_ids = {approval.batch_id for _, approval in pairs}
-        chained = parent is not None and parent.status != "conversation"
-        if len(batch_ids) > 1 or (chained and parent.batch not in batch_ids):  # type: ignore[union-attr]
+        chain = None if parent is None or parent.status == "conversation" else parent
+        if len(batch_ids) > 1 or (chain is not None and chain.batch not in batch_ids):
             raise BadRequest(
                 "The approval responses do not answer the response that is continued.",
                 code="approval_mismatch",
@@ -255,7 +255,13 @@ class NativeAnswers:
         return await self._claim(tenant, batch_ids.pop())
 
     async def history(
-        self, caller: Caller, items: Sequence[Item], known: Mapping[str, Raw], end_user: str
+        self,
+        caller: Caller,
+        items: Sequence[Item],
+        known: Mapping[str, Raw],
+        *,
+        end_user: str,
+        parent: TurnHead | None,
     ) -> list[Item]:
         """Settle the answers that a caller repeats from turns that are over.
 
@@ -265,6 +271,7 @@ class NativeAnswers:
 
         Args:
             known: Items that the caller refers to, by id.
+            parent: The turn that is continued; an answer to that one is none of earlier turns.
 
         Returns:
             The items, those answers written anew and of the type `HISTORY`.
@@ -279,6 +286,7 @@ class NativeAnswers:
                 await self._approvals.by_request(caller.tenant.id, names)
             ).items()
             if approval.end_user in ("", end_user)
+            and (parent is None or parent.batch != approval.batch_id)
             and await self._is_over(approval)
             and (not answer(approval)[0] or name in called)
         }
@@ -337,6 +345,8 @@ class NativeAnswers:
         )
         if result.problem == "expired" and approval.by == "caller":
             return  # too late, but the upstream must still be answered, with the true cause
+        if result.problem == "expired" and approval.by == "caller":
+            return  # too late to count; the model is told so, or the chain could never go on
         if result.problem is not None:
             raise vote_error(result.problem, result.approval)
 

@@ -14,6 +14,12 @@ from gateway.services.callers import Caller
 
 logger = logging.getLogger("gateway.approvals")
 
+_PAGE = 100
+_PAGES = 100
+"""Most pages that one listing looks at for approvals that the caller may see."""
+
+_LONGEST_REASON = 2000
+
 
 class ApprovalService:
     """Approvals as people and machines decide them."""
@@ -34,10 +40,16 @@ class ApprovalService:
     ) -> tuple[Sequence[Approval], bool]:
         """List the approvals that the caller may see, newest first."""
         _require_sight(caller)
-        found, more = await self._approvals.list(
-            caller.tenant.id, status=status, server=server, tool=tool, after=after, limit=limit
-        )
-        return [approval for approval in found if _sees(caller, approval)], more
+        seen: list[Approval] = []
+        for _ in range(_PAGES):  # a page is full although some are not for this caller
+            found, more = await self._approvals.list(
+                caller.tenant.id, status=status, server=server, tool=tool, after=after, limit=_PAGE
+            )
+            seen += (approval for approval in found if _sees(caller, approval))
+            if not more or len(seen) > limit:
+                break
+            after = found[-1].id
+        return seen[:limit], len(seen) > limit
 
     async def of_turn(self, caller: Caller, turn_id: str) -> Sequence[Approval]:
         """List the approvals of one response."""
@@ -84,10 +96,16 @@ class ApprovalService:
         """
         approval = await self.retrieve(caller, approval_id)
         cause = may_decide(approval, caller.principal)
+        if cause is None and approval.by == "caller" and not _is_own(caller, approval):
+            cause = "not_an_approver"  # another end user's, behind the same service
         if cause is not None:
             raise refusal(cause)
-        if verdict is Verdict.DENY and reason is not None and len(reason) > 2000:
-            raise Unprocessable("'reason' has at most 2000 characters.", param="reason")
+        if reason is not None and len(reason) > _LONGEST_REASON:
+            raise Unprocessable(
+                f"'reason' has at most {_LONGEST_REASON} characters.",
+                code="reason_too_long",
+                param="reason",
+            )
         result = await self._approvals.vote(
             caller.tenant.id,
             approval_id,
@@ -127,6 +145,12 @@ def _sees(caller: Caller, approval: Approval) -> bool:
     principal = caller.principal
     if principal.has(Role.APPROVER) or principal.has(Role.AUDITOR):
         return True
-    if may_decide(approval, principal) is None:
+    if approval.by != "caller" and may_decide(approval, principal) is None:
         return True
-    return approval.requester == principal.subject and approval.end_user in ("", caller.end_user)
+    return _is_own(caller, approval)
+
+
+def _is_own(caller: Caller, approval: Approval) -> bool:
+    """Tell whether the approval is about the caller's own turn, for the same end user."""
+    mine = approval.requester == caller.principal.subject
+    return mine and approval.end_user in ("", caller.end_user)

@@ -78,13 +78,6 @@ class Interceptor:
         self._sequence = state.sequence
         self.result: LegResult | None = None
         self.first_event_at: float | None = None
-        self._acts: dict[str, Callable[[Frame], bytes]] = {
-            **dict.fromkeys(events.OPENING, self._opening),
-            **dict.fromkeys(events.TERMINAL, self._ending),
-            "response.output_item.added": self._item,
-            "response.output_item.done": self._item,
-            "error": self._error,
-        }
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes from the upstream, return those for the caller.
@@ -99,7 +92,7 @@ class Interceptor:
         if self.first_event_at is None:
             self.first_event_at = time.time()
         parts = [
-            self._acts[part.type](part) if isinstance(part, Frame) else self._pass(part)
+            _ACTS[part.type](self, part) if isinstance(part, Frame) else self._pass(part)
             for part in events.split(block)
             if self.result is None  # nothing counts after the terminal event
         ]
@@ -216,6 +209,15 @@ class Interceptor:
                 shown["sequence_number"] = raw(self._sequence)
             data = events.rewrite(frame, shown)
         return self._scrubber.scrub(data) if self._scrubber else data
+
+
+_ACTS: dict[str, Callable[[Interceptor, Frame], bytes]] = {
+    **dict.fromkeys(events.OPENING, Interceptor._opening),
+    **dict.fromkeys(events.TERMINAL, Interceptor._ending),
+    **dict.fromkeys(events.ITEMS, Interceptor._item),
+    "error": Interceptor._error,
+}
+"""What is done with each type of frame that is acted on."""
 
 
 def _object(document: Document, key: str) -> Document:

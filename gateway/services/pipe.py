@@ -14,15 +14,15 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 import msgspec
 
 from gateway.domain import events
 from gateway.domain.approvals import Approval, ApprovalStatus, Batch, BatchStatus
-from gateway.domain.documents import Document, Raw, encode, raw
+from gateway.domain.documents import NULL, Document, Raw, encode, raw
 from gateway.domain.errors import (
     Conflict,
     GatewayError,
@@ -33,7 +33,8 @@ from gateway.domain.errors import (
 )
 from gateway.domain.history import Kept, ids_of, pack
 from gateway.domain.ports import ApprovalStore, ByteStream, Meter, Turn, TurnHead, TurnStore
-from gateway.domain.turns import text_field
+from gateway.domain.tools import Scrubber
+from gateway.domain.turns import TurnState, text_field
 from gateway.services.answers import LEASE, responses
 from gateway.services.interception import Interceptor, LegResult
 from gateway.services.legs import Leg, Legs
@@ -111,17 +112,19 @@ class Pipe:
 
     async def open(self, running: Running, leg: Leg) -> ByteStream:
         """Open a leg's stream, with fresh secrets, dispatched first where it answers a batch."""
-        tools, running.scrubber = await self._legs.join(running.tools)
+        tools, running.scrubber = await self._legs.join(running.tools, running.state.upstream)
         await self._dispatch(running)
-        stream = await self._legs.open(leg, tools)
+        with _scrubbed(running.scrubber):
+            stream = await self._legs.open(leg, tools)
         running.upstream_request = request_id(stream.headers)
         return stream
 
     async def send(self, running: Running, leg: Leg) -> LegAnswer:
         """Send a leg and read its JSON."""
-        tools, running.scrubber = await self._legs.join(running.tools)
+        tools, running.scrubber = await self._legs.join(running.tools, running.state.upstream)
         await self._dispatch(running)
-        answer = await self._legs.send(leg, tools)
+        with _scrubbed(running.scrubber):
+            answer = await self._legs.send(leg, tools)
         running.upstream_request = request_id(answer.headers)
         return LegAnswer(answer.headers, answer.body)
 
@@ -150,7 +153,10 @@ class Pipe:
             stream = await opening()
             while True:
                 reader = Interceptor(running.state, running.view, running.scrubber)
-                async with aclosing(self._leg(stream, reader, tee)) as blocks:
+                leg = self._leg(stream, reader, tee)
+                if _in_background(running.state):
+                    leg = self._begun(running, leg)
+                async with aclosing(leg) as blocks:
                     async for block in blocks:
                         yield block
                 if running.state.legs == 0 and reader.first_event_at is not None:
@@ -188,6 +194,18 @@ class Pipe:
             block = reader.finish()
             if block:
                 tee.add(reader.sequence - 1, block)
+                yield block
+
+    async def _begun(
+        self, running: Running, leg: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """Put a background turn on record once it has an id: it outlives its reader (STREAM-2)."""
+        noted = False
+        async with aclosing(leg) as blocks:
+            async for block in blocks:
+                if not noted and running.state.turn_id:
+                    noted = True
+                    await self._record(running, running.state.first, status="queued")
                 yield block
 
     async def settle(self, running: Running, result: LegResult) -> Outcome:
@@ -250,7 +268,9 @@ class Pipe:
             self._count(running, response, code)
         if not state.keep and not running.held:
             return
-        served_here = state.stateless or state.legs > 1 or running.held
+        # An organisation without data retention stores nothing, and says so only in its answer.
+        stored = state.stored and bytes(response.get("store", NULL)) != b"false"
+        served_here = not stored or state.legs > 1 or running.held
         shown = running.view.final(response) if ends else response
         await self._turns.record(
             Turn(
@@ -262,7 +282,7 @@ class Pipe:
                     parent=state.parent,
                     last_leg=state.last_leg,
                     status=status or _status(response),
-                    stored=state.stored,
+                    stored=stored,
                     legs=state.legs,
                     subject=state.subject,
                     model=state.model,
@@ -374,6 +394,16 @@ class Pipe:
                 logger.exception("a batch could not be released")
 
 
+@contextmanager
+def _scrubbed(scrubber: Scrubber) -> Iterator[None]:
+    """Take the turn's secrets out of an upstream's error, which may repeat the request (MCP-3)."""
+    try:
+        yield
+    except UpstreamRefused as exc:
+        exc.body = scrubber.scrub(exc.body)
+        raise
+
+
 def _after(running: Running, error: GatewayError) -> BatchStatus:
     """Say what a batch becomes when its continuation failed (APPR-5).
 
@@ -408,6 +438,10 @@ def continuation(running: Running, batch: Batch) -> Leg:
         previous=None if state.conversation else state.last_leg,
         first=False,
     )
+
+
+def _in_background(state: TurnState) -> bool:
+    return bytes(state.body.get("background", NULL)) == b"true"
 
 
 def _ended(reader: Interceptor) -> LegResult:
@@ -449,7 +483,8 @@ def refused_in_stream(exc: UpstreamRefused) -> UpstreamRefused:
         error = msgspec.json.decode(exc.body, type=_ErrorBody).error
     except msgspec.DecodeError:
         return exc
-    exc.message = error.message or exc.message
+    if exc.status_code != 401:  # providers repeat parts of the gateway's own key there
+        exc.message = error.message or exc.message
     exc.code = error.code or exc.code
     exc.type = error.type or exc.type
     return exc

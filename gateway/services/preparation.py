@@ -136,7 +136,9 @@ class Preparation:
         tools: Tools,
     ) -> Prepared:
         items, known = await self._own_items(caller, request.items, state)
-        items = await self._answers.history(caller, items, known, state.end_user)
+        items = await self._answers.history(
+            caller, items, known, end_user=state.end_user, parent=parent
+        )
         if parent is not None:
             items = [item for item in items if item.type != HISTORY]  # the chain holds them
         asked = {answered_request(item) for item in items}
@@ -167,12 +169,7 @@ class Preparation:
             head = await self._turns.head(tenant, request.previous_response_id)
             if head is None or not owned(head, caller, end_user) or _is_conversation(head):
                 raise previous_not_found(request.previous_response_id)
-            if head.status in ("in_progress", "queued") and not request.approval_responses:
-                raise Conflict(
-                    f"The response '{head.id}' waits for an approval or is still running.",
-                    code="approval_pending" if head.batch else "response_in_progress",
-                    param="previous_response_id",
-                )
+            _check_ended(head, request, stateless=caller.tenant.stateless or request.store is False)
             return head
         if request.conversation is not None:
             head = await self._turns.head(tenant, request.conversation)
@@ -281,6 +278,21 @@ class Preparation:
                 if key in request.document:
                     body[key] = request.document[key]
         return body
+
+
+def _check_ended(head: TurnHead, request: CreateRequest, *, stateless: bool) -> None:
+    """Refuse to go on from a turn that has not ended.
+
+    A background turn ends upstream, and may have done so unseen: there the upstream decides.
+    """
+    if head.status not in ("in_progress", "queued") or request.approval_responses:
+        return
+    if head.batch or not head.stored or stateless:
+        raise Conflict(
+            f"The response '{head.id}' waits for an approval or is still running.",
+            code="approval_pending" if head.batch else "response_in_progress",
+            param="previous_response_id",
+        )
 
 
 def _has_guarded(items: Sequence[Item]) -> bool:

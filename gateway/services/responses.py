@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from hashlib import sha256
 
 from gateway.domain.documents import Document, encode, parse_document, raw
 from gateway.domain.errors import BadRequest, Conflict, NotFound, UpstreamRefused
-from gateway.domain.history import hide_ciphertext, unpack
+from gateway.domain.history import Kept, hide_ciphertext, ids_of, pack, unpack
 from gateway.domain.ports import (
     ApprovalStore,
     ByteStream,
@@ -25,7 +26,7 @@ from gateway.domain.ports import (
 )
 from gateway.domain.requests import Bounds, parse_create
 from gateway.domain.tools import Scrubber, public_tools
-from gateway.domain.turns import TurnState, View, text_field
+from gateway.domain.turns import TurnState, View, output_of, text_field
 from gateway.services.callers import Caller, owned, response_not_found
 from gateway.services.continuations import Continuations
 from gateway.services.following import RUNNING, Following
@@ -91,10 +92,14 @@ class ResponseService:
         """Keep what a background response has become, so that it can be chained on."""
         if head.status not in RUNNING:
             return
-        status = text_field(parse_document(answer.body), "status")
+        response = parse_document(answer.body)
+        status = text_field(response, "status")
         turn = await self._turns.read(head.tenant, head.id)
         if status and status not in RUNNING and turn is not None:
-            await self._records.end(turn, status=status, ttl=ttl)
+            own = [kept for kept in unpack(turn.items) if kept.o != "out"]
+            items = own + [Kept("out", item) for item in output_of(response)]
+            ended = replace(turn, items=pack(items), item_ids=ids_of(items))
+            await self._records.end(ended, status=status, ttl=ttl)
 
     async def stream(
         self, caller: Caller, response_id: str, query: Mapping[str, str], *, after: int
@@ -185,7 +190,7 @@ class ResponseService:
                 "Approval responses can only be sent to create a response.", param="input"
             )
         prepared = await self._preparation.prepare(caller, request)
-        tools, scrubber = await self._legs.join(prepared.tools)
+        tools, scrubber = await self._legs.join(prepared.tools, prepared.state.upstream)
         for key in ("store", "include"):
             if key not in document:
                 prepared.state.body.pop(key, None)

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from gateway.domain.documents import Document, encode, parse_array, raw
 from gateway.domain.errors import GatewayError, UpstreamDisconnected
+from gateway.domain.events import COMMENT
 from gateway.domain.ports import ApprovalStore, ByteStream, EventLog
 from gateway.domain.requests import Bounds, parse_create
 from gateway.domain.turns import View
@@ -26,8 +27,8 @@ from gateway.services.records import Answer, EventStream, Records, gateway_field
 from gateway.services.settlement import Running
 
 EARLY = 10.0
-"""Seconds after which a stream is opened to the caller although the upstream is silent, so that
-comments can be sent (APPR-3); an error then arrives as an event."""
+"""Seconds after which a stream is opened to the caller although the upstream is silent, with a
+comment (APPR-3); an error then arrives as an event."""
 
 _BUFFER = 1 << 20
 
@@ -84,6 +85,7 @@ class TurnService:
         following: Following,
         health: Health,
         bounds: Bounds,
+        early: float = EARLY,
     ) -> None:
         self._preparation = preparation
         self._pipe = pipe
@@ -93,6 +95,7 @@ class TurnService:
         self._following = following
         self._health = health
         self._bounds = bounds
+        self._early = early
 
     async def create(
         self, caller: Caller, document: Document, *, wait: float
@@ -149,7 +152,7 @@ class TurnService:
             await self._pipe.release(running)
 
         try:
-            await asyncio.wait({opening}, timeout=EARLY)
+            await asyncio.wait({opening}, timeout=self._early)
             headers = opening.result().headers if opening.done() else {}
         except GatewayError as exc:
             await self._pipe.failed(running, exc)
@@ -165,6 +168,8 @@ class TurnService:
         async def first() -> ByteStream:
             return await opening
 
+        if not opening.done():
+            yield COMMENT
         tee = LogTee(self._log, running) if running.tools.attachments else Tee()
         async with aclosing(self._pipe.events(running, first, tee)) as blocks:
             async for block in blocks:

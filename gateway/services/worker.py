@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 from gateway.domain.errors import GatewayError
 from gateway.domain.identity import Tenant
@@ -52,7 +53,7 @@ class Worker:
                         self._running += 1
                         group.create_task(self._job(job))
                     if not jobs:
-                        await hint.wait(LOOK_EVERY)
+                        await _first(hint.wait(LOOK_EVERY), stop.wait())
 
     async def _look(self) -> list[Job]:
         free = MOST_AT_ONCE - self._running
@@ -79,3 +80,13 @@ class Worker:
             logger.exception("a job failed", extra={"kind": job.kind, "subject": job.subject})
         finally:
             self._running -= 1
+
+
+async def _first(*waits: Coroutine[Any, Any, bool]) -> None:
+    """Wait until one of several has come, and give up the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import msgspec
@@ -18,6 +19,7 @@ from gateway.services.records import Answer
 from gateway.web.answers import JSONAnswer
 from gateway.web.doors import AnyRequest, Doors
 
+_FIELD = re.compile(r"field `([^`]*)`|`\$\.([^`]*)`")
 _STATUSES = ("pending", "approved", "denied", "expired", "canceled", "superseded", "all")
 
 
@@ -98,8 +100,9 @@ def _decision(document: object) -> _Decision:
     try:
         decision = msgspec.json.decode(encode(document), type=_Decision)
     except msgspec.ValidationError as exc:
-        where = str(exc).rpartition("`$.")[2].rstrip("`") if "`$." in str(exc) else None
-        raise BadRequest(f"Invalid decision: {exc}.", code="invalid_value", param=where) from exc
+        named = _FIELD.search(str(exc))
+        param = (named.group(1) or named.group(2)) if named else None
+        raise BadRequest(f"Invalid decision: {exc}.", code="invalid_value", param=param) from exc
     if decision.decision == "revise" or decision.arguments is not None:
         raise Unprocessable(
             "'revise' is not available yet: deny with a reason that asks for the change.",

@@ -72,8 +72,9 @@ def _on_refusal(exc: UpstreamRefused) -> Response[bytes]:
         error = msgspec.json.decode(exc.body, type=_Refusal).error
     except msgspec.DecodeError:
         error = None
-    if error is not None and exc.status_code != 401:
-        return _answer(exc.status_code, exc.body, headers)
+    status = exc.status_code if exc.status_code >= 400 else 502  # no redirect is followed
+    if error is not None and status != 401:
+        return _answer(status, exc.body, headers)
     message = (
         "The upstream refused the gateway's credential."
         if exc.status_code == 401
@@ -82,7 +83,7 @@ def _on_refusal(exc: UpstreamRefused) -> Response[bytes]:
     code = error.code if error is not None else None
     kind = error.type if error is not None else None
     body = error_body(message, kind=kind or "upstream_error", code=code or "upstream_error")
-    return _answer(exc.status_code, body, headers)
+    return _answer(status, body, headers)
 
 
 def on_http_error(_: Request[Any, Any, Any], exc: HTTPException) -> Response[bytes]:

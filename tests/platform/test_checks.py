@@ -28,6 +28,7 @@ def test_a_complete_configuration_has_no_fault(load: Callable[..., Settings]) ->
     assert faults(load()) == []
 
 
+@pytest.mark.covers("RUN-4")
 def test_an_empty_one_names_all_that_is_missing() -> None:
     keys = [line.partition(":")[0] for line in faults(Settings())]
     assert keys == ["redis.url", "encryption.keys", "upstreams", "api_keys"]
@@ -37,6 +38,7 @@ ANYBODY = ('roles = ["approver"]', 'roles = ["caller"]')
 KEY = f'\n[[api_keys]]\nid = "x"\ntenant = "acme"\nsubject = "%s"\nroles = [%s]\nhash = "{HASH}"\n'
 
 
+@pytest.mark.covers("RUN-4")
 @pytest.mark.parametrize(
     ("changes", "more", "fault"),
     [
@@ -119,6 +121,7 @@ def valkey(monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
         yield client
 
 
+@pytest.mark.covers("RUN-4", "RUN-6")
 async def test_secrets_that_cannot_be_read_are_faults(
     load: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +141,7 @@ async def test_a_durable_redis_is_no_fault(load: Callable[..., Settings]) -> Non
     assert await live_faults(load()) == []
 
 
+@pytest.mark.covers("RUN-4")
 @pytest.mark.usefixtures("secrets")
 async def test_a_redis_that_evicts_is_a_fault(load: Callable[..., Settings], valkey: Redis) -> None:
     valkey.config_set("maxmemory-policy", "allkeys-lru")
@@ -145,6 +149,7 @@ async def test_a_redis_that_evicts_is_a_fault(load: Callable[..., Settings], val
     assert fault.startswith("redis.url: maxmemory-policy is allkeys-lru")
 
 
+@pytest.mark.covers("RUN-4")
 @pytest.mark.usefixtures("secrets")
 async def test_a_redis_without_a_file_is_a_fault_unless_accepted(
     load: Callable[..., Settings], valkey: Redis

@@ -23,6 +23,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli, arguments)
 
 
+@pytest.mark.covers("RUN-5")
 def test_help_explains_every_command() -> None:
     shown = run("--help").output
     for command in cli.commands:
@@ -64,6 +65,7 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     assert "plain" not in result.output
 
 
+@pytest.mark.covers("RUN-5", "AUTH-1")
 def test_a_new_key_authenticates_by_its_entry() -> None:
     arguments = ["--id", "web", "--tenant", "acme", "--subject", "svc:web"]
     result = run("keys", "new", *arguments, "--role", "caller", "--role", "admin", "--group", "g")
@@ -85,6 +87,7 @@ def test_a_new_key_as_json() -> None:
     assert shown["key"].startswith("gw_a_")
 
 
+@pytest.mark.covers("RUN-5", "APPR-13")
 @pytest.mark.parametrize(
     ("server", "tool", "effect", "rule"),
     [
@@ -120,6 +123,7 @@ def test_simulate_says_when_a_tool_is_not_offered(write: Write) -> None:
     assert "b is not in the allowed_tools of github" in run("policy", "simulate", *arguments).output
 
 
+@pytest.mark.covers("RUN-4")
 def test_check_prints_one_line_per_fault(write: Write) -> None:
     result = run("check", "--config", str(write(("https://mcp", "http://mcp"))))
     lines = result.output.splitlines()
@@ -135,6 +139,7 @@ def test_check_offline_reads_no_secret(write: Write) -> None:
     assert result.output.startswith("OK: 1 upstream(s)")
 
 
+@pytest.mark.covers("RUN-4")
 def test_serve_refuses_what_check_refuses(write: Write) -> None:
     path = str(write())
     assert run("serve", "--config", path).output == run("check", "--config", path).output
@@ -173,6 +178,7 @@ def probe(write: Write, demo_url: str, monkeypatch: pytest.MonkeyPatch) -> Calla
     return probe
 
 
+@pytest.mark.covers("RUN-5")
 def test_probe_lists_tools_with_claims_rules_and_hashes(probe: Callable[..., Result]) -> None:
     shown = json.loads(probe("--json").output)
     tools = {tool["name"]: tool for tool in shown["tools"]}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from gateway.cli.dev import State, dev_settings, real_upstream
@@ -98,6 +99,7 @@ def running(state: Path, port: int = 0) -> Iterator[Dev]:
         process.stdout.close()
 
 
+@pytest.mark.covers("RUN-1", "APPR-3")
 @linux_only
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.skipif(shutil.which("python3") is None, reason="needs python3 on PATH")
@@ -124,6 +126,27 @@ def test_the_printed_lines_work_when_pasted(
     assert "Created issue" in streamed
 
 
+@pytest.mark.covers("RUN-1", "APPR-10")
+@linux_only
+def test_the_printed_console_lets_the_printed_approver_in(tmp_path: Path) -> None:
+    with running(tmp_path / "state") as dev:
+        dev.await_banner()
+        address = re.search(r"console\s+(http://127\.0\.0\.1:\d+/console) ", dev.text)
+        assert address, dev.text
+        assert "sign in with the approver key" in dev.text
+        with httpx2.Client(trust_env=False, follow_redirects=True) as browser:
+            page = browser.get(address.group(1))
+            assert "Sign in" in page.text
+            answer = browser.post(
+                str(page.url),
+                data={"key": dev.key("approver")},
+                headers={"sec-fetch-site": "same-origin"},
+                follow_redirects=False,
+            )
+    assert answer.status_code == 303
+    assert "__Host-gateway=" in answer.headers["set-cookie"]
+
+
 @linux_only
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_ctrl_c_with_a_held_stream_is_quick_and_quiet(
@@ -142,6 +165,7 @@ def test_ctrl_c_with_a_held_stream_is_quick_and_quiet(
     assert "Traceback" not in dev.text
 
 
+@pytest.mark.covers("RUN-1")
 @linux_only
 def test_ctrl_c_stops_everything_quickly_and_quietly(
     tmp_path: Path,
@@ -158,6 +182,7 @@ def test_ctrl_c_stops_everything_quickly_and_quietly(
     assert "Traceback" not in dev.text
 
 
+@pytest.mark.covers("RUN-1")
 @linux_only
 def test_nothing_is_left_when_it_is_killed(
     tmp_path: Path,
@@ -212,6 +237,7 @@ def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
     assert len(dev.lines) == 1
 
 
+@pytest.mark.covers("RUN-2")
 @pytest.mark.parametrize(
     ("environment", "name", "kind", "base_url", "auth"),
     [
@@ -253,6 +279,7 @@ def test_a_real_provider_takes_the_emulators_place(
     assert isinstance(upstream.auth, auth)
 
 
+@pytest.mark.covers("RUN-2")
 def test_without_a_provider_in_the_environment_it_is_emulated() -> None:
     assert real_upstream({"OPENAI_BASE_URL": "http://x"}) is None
 

@@ -17,6 +17,7 @@ from gateway.adapters.redis.embedded import EmbeddedValkey, EmbeddedValkeyError
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
+@pytest.mark.covers("RUN-3")
 def test_it_is_a_real_server_that_forgets_without_a_directory() -> None:
     with EmbeddedValkey() as server, Redis.from_url(server.url) as client:
         assert client.set("a", "1")
@@ -32,6 +33,7 @@ def test_only_this_user_can_open_its_socket() -> None:
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
+@pytest.mark.covers("RUN-1")
 def test_data_survives_a_restart(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as server, Redis.from_url(server.url) as client:
         client.set("kept", "yes")

@@ -97,6 +97,7 @@ async def test_a_good_request_is_answered_and_its_connection_kept() -> None:
     assert answer.endswith(b"<open>")
 
 
+@pytest.mark.covers("LIMIT-3")
 @pytest.mark.parametrize(
     ("head", "status"),
     [
@@ -148,6 +149,7 @@ async def test_a_head_in_small_pieces_is_counted_as_a_whole() -> None:
     assert b" 431 " in answer.split(b"\r\n")[0]
 
 
+@pytest.mark.covers("LIMIT-3")
 async def test_an_endless_header_is_stopped_before_it_is_buffered() -> None:
     async with serving(App()) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -186,6 +188,7 @@ async def test_a_terminator_split_between_reads_is_found() -> None:
     assert answer.count(b"200 OK") == 2
 
 
+@pytest.mark.covers("LIMIT-3")
 async def test_a_half_sent_head_ends_by_its_deadline() -> None:
     async with serving(App()) as port:
         answer = await talk(port, b"GET / HTTP/1.1\r\nHost: a\r\nX-")
@@ -219,6 +222,7 @@ async def test_an_idle_kept_connection_is_closed_after_its_time() -> None:
     assert b" 408 " not in answer
 
 
+@pytest.mark.covers("LIMIT-3")
 async def test_a_body_that_stops_ends_the_request() -> None:
     app = App()
     async with serving(app) as port:

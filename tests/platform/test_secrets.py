@@ -13,6 +13,7 @@ from gateway.domain.errors import SecretUnavailable
 from gateway.domain.secrets import SecretRef
 
 
+@pytest.mark.covers("RUN-6")
 async def test_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     resolver = SecretResolver()
     monkeypatch.setenv("MY_SECRET", "one")
@@ -21,6 +22,7 @@ async def test_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await resolver.resolve(SecretRef("env", "MY_SECRET")) == "two"
 
 
+@pytest.mark.covers("RUN-6")
 async def test_from_a_file_which_is_read_again_when_it_changed(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_text("one\n")
@@ -81,6 +83,7 @@ def vault(monkeypatch: pytest.MonkeyPatch) -> type[Vault]:
     return Vault
 
 
+@pytest.mark.covers("RUN-6")
 async def test_from_a_key_vault(vault: type[Vault], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_KEYVAULT_URL", "https://v")
     resolver = SecretResolver()

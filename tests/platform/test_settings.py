@@ -36,6 +36,7 @@ def only_fault(path: Path | None) -> str:
     return fault
 
 
+@pytest.mark.covers("RUN-6")
 def test_the_environment_wins_over_the_file_and_the_file_over_defaults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +111,7 @@ BAD = [
 ]
 
 
+@pytest.mark.covers("RUN-6")
 @pytest.mark.parametrize(("text", "fault"), BAD)
 def test_a_fault_names_file_and_key(tmp_path: Path, text: str, fault: str) -> None:
     path = tmp_path / "gateway.toml"
@@ -203,6 +205,7 @@ def test_broken_json_in_the_environment_names_the_variable(
     assert only_fault(write()).startswith(f"environment {name}: ")
 
 
+@pytest.mark.covers("RUN-6")
 def test_a_misspelt_section_in_the_environment_is_a_fault(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def start(
     return server, ports.pop()
 
 
+@pytest.mark.covers("STREAM-4")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_running_stream_finishes_and_the_status_is_0(
@@ -57,6 +58,7 @@ def test_a_running_stream_finishes_and_the_status_is_0(
     assert server.stdout.read() == "closed\n" * workers
 
 
+@pytest.mark.covers("STREAM-4")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_lame_duck_serves_while_readiness_says_no(program: Program, workers: int) -> None:
     server, port = start(program, workers, 1.5, 5.0)
@@ -93,6 +95,7 @@ def test_new_connections_are_refused_while_streams_finish(
     assert server.wait(10) == 0
 
 
+@pytest.mark.covers("STREAM-4")
 def test_a_stream_without_end_is_cut_after_the_grace_period(
     program: Program,
 ) -> None:
@@ -116,6 +119,7 @@ def test_a_second_signal_ends_it_now(program: Program, workers: int) -> None:
     connection.close()
 
 
+@pytest.mark.covers("STREAM-4")
 def test_a_killed_worker_is_replaced(program: Program, eventually: Callable[..., None]) -> None:
     server, port = start(program, 2, 0.0, 5.0)
     victim = int(get(port, "/pid")[1])

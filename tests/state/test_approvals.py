@@ -111,6 +111,7 @@ async def test_one_approval_decides_at_a_quorum_of_one(stores: Stores) -> None:
     assert got.decided_at is not None
 
 
+@pytest.mark.covers("APPR-6")
 async def test_a_quorum_of_two_needs_two_people(stores: Stores) -> None:
     asked = approval(quorum=2)
     await opened(stores.approvals, asked)
@@ -147,6 +148,7 @@ async def test_nobody_votes_both_ways(stores: Stores, quorum: int) -> None:
     assert (await vote(stores.approvals, asked, "ann", DENY)).problem == "vote_conflict"
 
 
+@pytest.mark.covers("APPR-6")
 async def test_one_deny_wins_over_approvals_below_the_quorum(stores: Stores) -> None:
     asked = approval(quorum=3)
     await opened(stores.approvals, asked)
@@ -169,6 +171,7 @@ async def test_a_decision_is_final(stores: Stores) -> None:
     assert late.approval.status == "denied"
 
 
+@pytest.mark.covers("APPR-6", "APPR-7")
 async def test_a_vote_on_another_call_does_not_count(stores: Stores) -> None:
     asked = approval()
     await opened(stores.approvals, asked)
@@ -195,6 +198,7 @@ async def test_a_vote_on_an_unknown_approval_is_told_so(stores: Stores) -> None:
 # Expiry
 
 
+@pytest.mark.covers("APPR-6")
 async def test_a_late_vote_does_not_count_although_nobody_swept(stores: Stores) -> None:
     asked = approval(timeout=LATE)
     await opened(stores.approvals, asked)
@@ -255,6 +259,7 @@ async def test_a_held_approval_stays_open_past_its_time(stores: Stores) -> None:
 # The continuation
 
 
+@pytest.mark.covers("APPR-4")
 async def test_the_last_decision_makes_exactly_one_job(stores: Stores) -> None:
     asked = [approval() for _ in range(3)]
     batch = await opened(stores.approvals, *asked)
@@ -277,6 +282,7 @@ async def test_the_callers_own_answer_makes_no_job(stores: Stores) -> None:
     assert claimed.fence == 1
 
 
+@pytest.mark.covers("APPR-6")
 async def test_opposite_decisions_at_once_have_one_winner(stores: Stores) -> None:
     for round_ in range(50):
         asked = approval(batch_id=f"resp_{round_}")
@@ -295,6 +301,7 @@ async def test_opposite_decisions_at_once_have_one_winner(stores: Stores) -> Non
     assert len(await jobs_of(stores, "continue")) == 50
 
 
+@pytest.mark.covers("APPR-4", "APPR-5")
 async def test_one_of_many_workers_claims(stores: Stores) -> None:
     for round_ in range(20):
         asked = approval(batch_id=f"resp_{round_}")
@@ -337,6 +344,7 @@ async def test_the_whole_way_of_a_batch(stores: Stores) -> None:
     assert await store.claim(TENANT, batch_id, lease=30) is None
 
 
+@pytest.mark.covers("APPR-5")
 async def test_a_request_is_dispatched_once(stores: Stores) -> None:
     store, batch_id = stores.approvals, await ready(stores.approvals)
     await store.claim(TENANT, batch_id, lease=30)
@@ -344,6 +352,7 @@ async def test_a_request_is_dispatched_once(stores: Stores) -> None:
     assert sent.count(True) == 1
 
 
+@pytest.mark.covers("APPR-4")
 async def test_a_lease_that_lapsed_before_dispatch_can_be_claimed_anew(stores: Stores) -> None:
     store, batch_id = stores.approvals, await ready(stores.approvals)
     await store.claim(TENANT, batch_id, lease=LATE)
@@ -354,6 +363,7 @@ async def test_a_lease_that_lapsed_before_dispatch_can_be_claimed_anew(stores: S
     assert again.fence == 2
 
 
+@pytest.mark.covers("APPR-5")
 async def test_the_holder_of_an_old_fence_can_do_nothing(stores: Stores) -> None:
     store, batch_id = stores.approvals, await ready(stores.approvals)
     await store.claim(TENANT, batch_id, lease=LATE)
@@ -365,6 +375,7 @@ async def test_the_holder_of_an_old_fence_can_do_nothing(stores: Stores) -> None
     assert await store.dispatch(TENANT, batch_id, fence=2)
 
 
+@pytest.mark.covers("APPR-5")
 async def test_a_lease_that_lapsed_after_dispatch_is_never_sent_again(stores: Stores) -> None:
     store, batch_id = stores.approvals, await ready(stores.approvals)
     await store.claim(TENANT, batch_id, lease=30)
@@ -421,8 +432,8 @@ async def test_the_sweeper_marks_a_lapsed_dispatch_indeterminate(stores: Stores)
 
 
 async def test_a_batch_ends_only_as_something_final(stores: Stores) -> None:
-    with pytest.raises(ValueError, match="ready"):
-        await stores.approvals.finish(TENANT, "resp", fence=1, status=BatchStatus.READY)
+    with pytest.raises(ValueError, match="waiting"):
+        await stores.approvals.finish(TENANT, "resp", fence=1, status=BatchStatus.WAITING)
 
 
 async def test_abandoning_cancels_what_is_pending(stores: Stores) -> None:
@@ -540,6 +551,7 @@ async def test_requests_are_found_by_the_upstreams_id(stores: Stores) -> None:
 # Tenants
 
 
+@pytest.mark.covers("AUTH-2")
 async def test_another_tenants_ids_are_unknown_everywhere(stores: Stores) -> None:
     store, asked = stores.approvals, approval()
     batch = await opened(store, asked)

@@ -61,6 +61,7 @@ async def fill(stores: Stores) -> None:
     await stores.jobs.add(Job(token="", tenant=TENANT, kind="continue", subject="b"), delay=60)
 
 
+@pytest.mark.covers("STATE-4", "MCP-3")
 async def test_a_dump_shows_no_content(stores: Stores, client: Client) -> None:
     await fill(stores)
     found = await everything(client)
@@ -68,6 +69,7 @@ async def test_a_dump_shows_no_content(stores: Stores, client: Client) -> None:
     assert CANARY.encode() not in found
 
 
+@pytest.mark.covers("STATE-4")
 async def test_every_key_ends_some_day(stores: Stores, client: Client) -> None:
     await fill(stores)
     found = [name async for name in names(client)]
@@ -92,6 +94,7 @@ async def test_a_batch_lives_longer_than_its_approvals_may_wait(
         assert await client.pttl(name) > 7_200_000
 
 
+@pytest.mark.covers("OPS-2")
 async def test_every_key_of_a_tenant_is_in_one_slot(stores: Stores, client: Client) -> None:
     await fill(stores)
     async for name in names(client):
@@ -133,6 +136,7 @@ async def test_what_a_batch_holds_belongs_to_it(stores: Stores, client: Client) 
         await stores.approvals.batch(TENANT, "resp_1")
 
 
+@pytest.mark.covers("STATE-4", "APPR-6")
 async def test_a_rotation_of_keys_loses_no_approval_and_gives_nobody_two_votes(
     client: Client,
 ) -> None:

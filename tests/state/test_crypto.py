@@ -27,6 +27,7 @@ def test_the_same_text_is_never_sealed_alike() -> None:
     assert ring.encrypt(b"text", **PLACE) != ring.encrypt(b"text", **PLACE)
 
 
+@pytest.mark.covers("STATE-4")
 def test_rotation_opens_the_old_and_seals_with_the_new() -> None:
     before, during, after = KeyRing([OLD]), KeyRing([NEW, OLD]), KeyRing([NEW])
     old, new = before.encrypt(b"text", **PLACE), during.encrypt(b"text", **PLACE)
@@ -37,6 +38,7 @@ def test_rotation_opens_the_old_and_seals_with_the_new() -> None:
             ring.decrypt(sealed, **PLACE)
 
 
+@pytest.mark.covers("STATE-4")
 @pytest.mark.parametrize("moved", [{"tenant": "globex"}, {"kind": "turn.head"}, {"id": "resp_2"}])
 def test_a_sealed_record_opens_only_in_its_own_place(moved: dict[str, str]) -> None:
     ring = KeyRing([OLD])
@@ -56,6 +58,7 @@ def test_places_that_read_alike_when_joined_are_different() -> None:
                 ring.decrypt(sealed, **place)
 
 
+@pytest.mark.covers("STATE-4")
 def test_every_altered_byte_is_noticed() -> None:
     ring = KeyRing([OLD, NEW])
     sealed = ring.encrypt(b"text", **PLACE)

@@ -14,6 +14,7 @@ from .make import OTHER, TENANT
 BLOCKS = [(0, b"a"), (3, b"b\n\n\xff"), (4, b"c")]
 
 
+@pytest.mark.covers("APPR-4")
 async def test_blocks_are_read_as_they_were_appended(stores: Stores) -> None:
     await stores.log.append(TENANT, "resp_1", BLOCKS[:2], ttl=60)
     await stores.log.append(TENANT, "resp_1", BLOCKS[2:], ttl=60, end=True)
@@ -66,6 +67,7 @@ async def test_an_end_can_come_alone(stores: Stores, blocks: list[tuple[int, byt
     assert (list(page.blocks), page.end) == (blocks, True)
 
 
+@pytest.mark.covers("APPR-4")
 async def test_what_comes_twice_is_kept_once(stores: Stores) -> None:
     log = stores.log
     await log.append(TENANT, "resp_1", BLOCKS[:2], ttl=60)

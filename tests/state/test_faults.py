@@ -57,6 +57,7 @@ def operations(client: Client) -> list[Callable[[], Awaitable[object]]]:
     ]
 
 
+@pytest.mark.covers("OPS-4")
 async def test_a_server_that_is_not_there_is_told_in_time(tmp_path: Path) -> None:
     async with open_clients(f"unix://{tmp_path}/none.sock") as clients:
         begun = time.monotonic()
@@ -66,6 +67,7 @@ async def test_a_server_that_is_not_there_is_told_in_time(tmp_path: Path) -> Non
         assert time.monotonic() - begun < 16
 
 
+@pytest.mark.covers("OPS-4")
 async def test_a_server_that_says_nothing_is_told_in_time() -> None:
     with EmbeddedValkey() as server:
         assert server.pid is not None
@@ -97,6 +99,7 @@ async def full(client: Client) -> AsyncIterator[Callable[[], Awaitable[object]]]
     await client.config_set("maxmemory", 0)
 
 
+@pytest.mark.covers("OPS-4")
 async def test_a_full_server_keeps_all_or_nothing(
     stores: Stores, client: Client, full: Callable[[], Awaitable[object]]
 ) -> None:
@@ -197,6 +200,7 @@ class Forgetful:
                 await writer.wait_closed()
 
 
+@pytest.mark.covers("APPR-5")
 async def test_a_repeated_command_does_nothing_twice(
     stores: Stores, client: Client, tmp_path: Path
 ) -> None:

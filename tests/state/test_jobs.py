@@ -57,6 +57,7 @@ async def test_a_job_comes_as_it_was_added(queue: RedisJobQueue) -> None:
     assert taken.token
 
 
+@pytest.mark.covers("APPR-4")
 async def test_a_job_goes_to_one_worker(queue: RedisJobQueue, other: RedisJobQueue) -> None:
     for n in range(20):
         await queue.add(job(f"apr_{n}"))
@@ -77,6 +78,7 @@ async def test_a_done_job_is_gone_for_good(client: Client, queue: RedisJobQueue)
     assert await subjects(queue) == ["apr_2"]
 
 
+@pytest.mark.covers("APPR-4")
 async def test_a_dead_workers_job_is_taken_over(
     client: Client, queue: RedisJobQueue, other: RedisJobQueue
 ) -> None:

@@ -86,6 +86,7 @@ async def test_a_chain_begins_with_its_first_turn(stores: Stores) -> None:
     assert [one.items for one in turns] == [b"x" * 40 + one.encode() for one in ids]
 
 
+@pytest.mark.covers("CHAIN-4")
 async def test_two_turns_on_one_parent_are_two_chains(stores: Stores) -> None:
     await chain_of(stores.turns, 2)
     for fork in ("resp_left", "resp_right"):
@@ -94,6 +95,7 @@ async def test_two_turns_on_one_parent_are_two_chains(stores: Stores) -> None:
     assert await ids_of(stores.turns, "resp_right") == ["resp_0", "resp_1", "resp_right"]
 
 
+@pytest.mark.covers("STATE-6")
 async def test_a_thousand_turns_are_one_round_trip(stores: Stores, client: Client) -> None:
     ids = await chain_of(stores.turns, 1000, size=5300)
     before = await calls(client, "evalsha")
@@ -104,6 +106,7 @@ async def test_a_thousand_turns_are_one_round_trip(stores: Stores, client: Clien
     assert sum(len(one.items) for one in turns) > 5_000_000
 
 
+@pytest.mark.covers("STATE-6")
 async def test_a_turns_size_does_not_grow_with_its_chain(stores: Stores, client: Client) -> None:
     ids = await chain_of(stores.turns, 300)
     sizes = [
@@ -120,6 +123,7 @@ async def test_a_deleted_turn_breaks_the_chain(stores: Stores) -> None:
     assert await ids_of(stores.turns, ids[0]) == [ids[0]]
 
 
+@pytest.mark.covers("STATE-4")
 async def test_deletion_takes_index_and_log_along(stores: Stores, client: Client) -> None:
     await stores.turns.record(turn("resp_1", item_ids=("msg_1",), response=b"{}"), ttl=600)
     await stores.log.append(TENANT, "resp_1", [(0, b"event")], ttl=600)
@@ -135,6 +139,7 @@ async def test_deletion_leaves_an_item_that_a_later_turn_holds(stores: Stores) -
     assert await stores.turns.turns_of_items(TENANT, ["msg_1"]) == {"msg_1": "resp_2"}
 
 
+@pytest.mark.covers("STATE-4", "STATE-6")
 async def test_reading_a_chain_keeps_all_of_it_alive(stores: Stores, client: Client) -> None:
     await stores.turns.record(turn("resp_0", item_ids=("msg_0",)), ttl=60)
     await stores.turns.record(turn("resp_1", "resp_0", item_ids=("msg_1",)), ttl=60)
@@ -162,6 +167,7 @@ async def test_a_chain_without_end_is_refused(
     assert caught.value.code == "chain_too_long"
 
 
+@pytest.mark.covers("AUTH-2", "CHAIN-1")
 async def test_another_tenants_ids_are_unknown_everywhere(stores: Stores) -> None:
     await stores.turns.record(turn("resp_1", item_ids=("msg_1",)), ttl=600)
     assert await stores.turns.head(OTHER, "resp_1") is None
@@ -174,6 +180,7 @@ async def test_another_tenants_ids_are_unknown_everywhere(stores: Stores) -> Non
     assert await stores.turns.head(TENANT, "resp_1") is not None
 
 
+@pytest.mark.covers("AUTH-2", "OPS-2")
 @pytest.mark.parametrize("tenants", [("a", "a}"), ("a{b", "a%7Bb"), ("x}:turn:1{x", "x")])
 def test_no_two_tenants_share_a_prefix_or_leave_their_slot(tenants: tuple[str, str]) -> None:
     one, other = (keys.prefix(tenant) for tenant in tenants)
@@ -187,6 +194,7 @@ def test_a_tenant_without_a_name_has_no_keys() -> None:
         keys.prefix("")
 
 
+@pytest.mark.covers("STATE-4")
 @pytest.mark.parametrize("field", ["h", "c", "r"])
 async def test_a_sealed_field_of_another_turn_does_not_open(
     stores: Stores, client: Client, field: str
@@ -207,6 +215,7 @@ async def test_a_parent_that_was_exchanged_is_noticed(stores: Stores, client: Cl
         await ids_of(stores.turns, "resp_2")
 
 
+@pytest.mark.covers("STATE-4")
 async def test_a_chain_goes_on_through_a_rotation_of_keys(client: Client) -> None:
     old, new = ("k1", b"\1" * 32), ("k2", b"\2" * 32)
     await RedisTurnStore(client, KeyRing([old])).record(turn("resp_0"), ttl=600)

@@ -105,6 +105,7 @@ async def test_a_lost_connection_is_made_anew_and_wakes_everybody(
         assert await hint.wait(5)
 
 
+@pytest.mark.covers("APPR-4", "OPS-4")
 async def test_waiting_survives_a_restart_of_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

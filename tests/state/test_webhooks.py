@@ -127,6 +127,7 @@ async def asked(stores: Stores) -> Approval:
     return one
 
 
+@pytest.mark.covers("APPR-9")
 async def test_an_approval_is_told_with_a_signature_that_verifies(
     stores: Stores, sender: HttpWebhookSender, receiver: Receiver
 ) -> None:
@@ -156,6 +157,7 @@ async def test_an_approval_is_told_with_a_signature_that_verifies(
         Webhook(SECRET).verify(body.replace(b"pending", b"PENDING"), headers)
 
 
+@pytest.mark.covers("APPR-9")
 async def test_every_event_is_told_once_and_an_answer_decides_nothing(
     stores: Stores, sender: HttpWebhookSender, receiver: Receiver
 ) -> None:
@@ -222,6 +224,7 @@ async def test_each_endpoint_has_its_own_retries(
     assert again.event_id == job.event_id
 
 
+@pytest.mark.covers("APPR-9")
 @pytest.mark.parametrize("status", [500, 503, 404, 429, 302])
 async def test_what_is_not_taken_comes_again_on_schedule_and_then_no_more(
     stores: Stores, sender: HttpWebhookSender, receiver: Receiver, status: int
@@ -331,6 +334,7 @@ async def test_the_senders_proxy_settings_are_not_the_environments(
     assert len(receiver.got) == 1
 
 
+@pytest.mark.covers("APPR-9")
 def test_the_reference_vector_of_standard_webhooks() -> None:
     headers = signed_headers(
         b'{"test": 2432232314}',

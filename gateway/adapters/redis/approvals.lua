@@ -333,6 +333,8 @@ function op.finish()
   if b[1] ~= 'claimed' and b[1] ~= 'dispatched' then return 0 end
   redis.call('HSET', key, 's', ARGV[6], 'nx', ARGV[7])
   redis.call('ZREM', prefix .. 'leases', ARGV[4])
+  -- Nothing ran, so the same answers may be claimed and sent once more.
+  if ARGV[6] == 'ready' then set_ready(ARGV[4], key) end
   touched(b[3])
   return 1
 end

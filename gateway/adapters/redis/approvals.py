@@ -23,6 +23,8 @@ from gateway.domain.ports import ApprovalStore, Cipher, VoteProblem, VoteResult
 _GRACE = 3600.0
 """Seconds that an approval's record outlives its deadline, so that its expiry can be answered."""
 
+_ENDS = (BatchStatus.DONE, BatchStatus.FAILED, BatchStatus.INDETERMINATE, BatchStatus.READY)
+
 _PAGE = 100
 _FURTHEST = 10_000
 """How many approvals one filtered listing looks at."""
@@ -239,7 +241,7 @@ class RedisApprovalStore(ApprovalStore):
         status: BatchStatus,
         next_response_id: str | None = None,
     ) -> bool:
-        if status not in (BatchStatus.DONE, BatchStatus.FAILED, BatchStatus.INDETERMINATE):
+        if status not in _ENDS:
             raise ValueError(f"a batch does not end as {status.value}")
         following = _raw(next_response_id or "")
         return bool(await self._call("finish", tenant, batch_id, fence, status.value, following))

@@ -1,0 +1,1 @@
+"""The console: approvals in the browser, rendered on the server, without script (APPR-10)."""

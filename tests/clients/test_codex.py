@@ -1,0 +1,96 @@
+"""The Codex CLI through the gateway, over HTTP: it never stores, and replays its own items."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.conftest import Npm
+from tests.docs.markdown import README, blocks, section
+from tests.support.stack import Gateway, Stack
+
+VERSION = "0.169.0"
+
+AS_IN_README = next(
+    block.text
+    for block in blocks(section(README.read_text(), "## Use it"))
+    if block.language == "toml"
+)
+
+QUIET = """
+request_max_retries = 0
+stream_max_retries = 0
+
+[analytics]
+enabled = false
+
+[feedback]
+enabled = false
+
+[otel]
+exporter = "none"
+"""
+
+Run = Callable[..., str]
+
+pytestmark = pytest.mark.node
+
+
+@pytest.fixture
+def codex(npm: Npm, gateway: Gateway, tmp_path: Path) -> Run:
+    program = npm.install("@openai/codex", VERSION, megabytes=404) / ".bin" / "codex"
+    home = tmp_path / "home"
+    (home / ".codex").mkdir(parents=True)
+    settings = AS_IN_README.replace("https://gateway.example.com", gateway.url)
+    first = 'model = "gpt-5.5"\ncheck_for_update_on_startup = false\n'
+    (home / ".codex" / "config.toml").write_text(first + settings + QUIET)
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [str(program), "exec", *arguments],
+            cwd=work,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(home),
+                "CODEX_HOME": str(home / ".codex"),
+                "GATEWAY_KEY": gateway.keys["caller"],
+                "NO_PROXY": "127.0.0.1",
+            },
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
+def _turns(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [one["body"] for one in requests if one["path"].endswith("/responses")]
+
+
+@pytest.mark.covers("API-1", "STATE-1")
+async def test_a_session_runs_and_is_resumed(codex: Run, stack: Stack) -> None:
+    await stack.forget()
+    first = codex("--skip-git-repo-check", "-s", "read-only", "/echo the first answer")
+    assert "the first answer" in first
+    again = codex("resume", "--last", "--skip-git-repo-check", "/echo the second answer")
+    assert "the second answer" in again
+
+    first_turn, *_, last_turn = _turns(await stack.requests())
+    for turn in (first_turn, last_turn):
+        assert turn["store"] is False
+        assert turn["stream"] is True
+        assert turn["include"] == ["reasoning.encrypted_content"]
+        assert "client_metadata" in turn  # fields that the gateway does not know pass (API-3)
+    said = [item for item in last_turn["input"] if item.get("role") == "assistant"]
+    assert "the first answer" in str(said)

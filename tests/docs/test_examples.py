@@ -1,0 +1,115 @@
+"""The JSON of the README has the fields that the gateway really sends and takes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.domain.approvals import Approval
+from gateway.domain.webhooks import payload
+from tests.docs.markdown import README, blocks, section
+from tests.support.stack import RULES, Gateway, Stack, decide
+
+TEXT = README.read_text()
+GITHUB = {"type": "mcp", "server_label": "github"}
+CREATE = {
+    "model": "gpt-4.1",
+    "input": '/call github.create_issue {"title": "Hello"}',
+    "tools": [GITHUB],
+}
+
+
+def example(heading: str, place: int = 0) -> Any:
+    found = [block for block in blocks(section(TEXT, heading)) if block.language == "json"]
+    return json.loads(found[place].text)
+
+
+def shape(value: Any) -> Any:
+    """Reduce a document to its keys, at every depth."""
+    if isinstance(value, dict):
+        return {key: shape(part) for key, part in value.items()}
+    return [shape(part) for part in value] if isinstance(value, list) else None
+
+
+@pytest.mark.covers("APPR-3", "APPR-6")
+async def test_a_pending_response_and_its_approval_look_as_the_readme_says(
+    gateway: Gateway,
+) -> None:
+    async with gateway.http() as caller, gateway.http("approver") as approver:
+        answer = await caller.post("/v1/responses", json=CREATE)
+        assert answer.headers["gateway-approval"] == "pending"
+        written = example("### The `gateway` field")
+        assert written["status"] == answer.json()["status"]
+        assert shape(written["gateway"]) == shape(answer.json()["gateway"])
+
+        listed = (await approver.get("/v1/approvals?status=pending")).json()
+        assert shape(example("### Approvals")) == shape(listed)
+
+        one = listed["data"][0]
+        decision = example("### Approvals", 1) | {"fingerprint": one["fingerprint"]}
+        answer = await approver.post(f"/v1/approvals/{one['id']}/decision", json=decision)
+        assert (answer.status_code, answer.json()["status"]) == (200, "denied")
+
+
+@pytest.mark.covers("APPR-1", "APPR-6")
+async def test_the_callers_own_answer_is_sent_as_the_readme_says(stack: Stack) -> None:
+    own = {
+        "id": "own",
+        "match": {"server": "github", "tool": "create_*"},
+        "effect": "ask",
+        "approval": {"by": "caller"},
+    }
+    with stack.gateway(rules=[*RULES[:1], own]) as gateway:
+        async with gateway.http() as caller:
+            asked = (await caller.post("/v1/responses", json=CREATE)).json()
+            request = asked["output"][-1]
+            assert request["type"] == "mcp_approval_request"
+            answer = example("### The caller decides itself")
+            answer["previous_response_id"] = asked["id"]
+            answer["input"][0]["approval_request_id"] = request["id"]
+            done = (await caller.post("/v1/responses", json=answer)).json()
+    assert [item["type"] for item in done["output"]] == ["mcp_call", "message"]
+
+
+@pytest.mark.covers("APPR-9")
+def test_a_webhook_looks_as_the_readme_says() -> None:
+    written = example("## Webhooks")
+    approval = Approval(
+        id="apr_…",
+        tenant="acme",
+        batch_id="resp_…",
+        turn_id="resp_…",
+        response_id="resp_…",
+        request_id="mcpr_…",
+        upstream="sweden",
+        server="github",
+        server_identity="",
+        tool="create_issue",
+        arguments="{}",
+        fingerprint="sha256:…",
+        requester="svc:web",
+        created_at=1795183643.772,
+        expires_at=1795185443.772,
+    )
+    sent = payload(
+        approval,
+        event="approval.requested",
+        occurred_at=1795183643.772,
+        public_url="https://gateway.example.com",
+    )
+    assert json.loads(sent) == written
+
+
+@pytest.mark.covers("APPR-6")
+@pytest.mark.parametrize("decision", ["approve", "deny"])
+async def test_a_decision_that_is_repeated_is_answered_alike(
+    gateway: Gateway, decision: str
+) -> None:
+    async with gateway.http() as caller, gateway.http("approver") as approver:
+        await caller.post("/v1/responses", json=CREATE)
+        [first] = await decide(gateway, decision)
+        body = {"decision": decision, "fingerprint": first["fingerprint"], "reason": "checked"}
+        again = await approver.post(f"/v1/approvals/{first['id']}/decision", json=body)
+    assert (again.status_code, again.json()) == (200, first)
