@@ -137,7 +137,13 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         turns=stores.turns, answers=NativeAnswers(stores.approvals), catalog=catalog
     )
     legs = Legs(upstream=upstream, secrets=secrets, upstreams=upstreams, meter=meter)
-    settlement = Settlement(approvals=stores.approvals, rules=rules, meter=meter)
+    keys = KeyRing(settings.to_api_keys())
+    settlement = Settlement(
+        approvals=stores.approvals,
+        rules=rules,
+        meter=meter,
+        active=lambda key_id: keys.entry(key_id) is not None,
+    )
     pipe = Pipe(
         legs=legs,
         settlement=settlement,
@@ -172,13 +178,13 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
             secrets=secrets,
             public_url=settings.server.public_url or "",
         ),
-        sweeper=Sweeper(stores.approvals),
+        sweeper=Sweeper(stores.approvals, meter),
         tenants=tenants,
     )
     await health.check()
     await _start(stack, health, stores.wake, worker, settings.server.grace_period)
 
-    doors = Doors(KeyRing(settings.to_api_keys()), tenants, bounds.max_depth)
+    doors = Doors(keys, tenants, bounds.max_depth)
     pace = Pace(heartbeat=settings.server.heartbeat, stall=settings.server.stall_timeout)
     turns = TurnService(
         preparation=preparation,
@@ -206,7 +212,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     conversations = ConversationService(
         turns=stores.turns, upstream=upstream, catalog=catalog, bounds=bounds
     )
-    approvals = ApprovalService(approvals=stores.approvals, meter=meter)
+    approvals = ApprovalService(approvals=stores.approvals, turns=stores.turns, meter=meter)
     return [
         create_router(doors, turns, pace),
         responses_router(doors, responses, pace),

@@ -189,6 +189,10 @@ def _is_approver(approvers: Iterable[str], actor: Principal) -> bool:
     return not names.isdisjoint(approvers)
 
 
+def _span(seconds: float) -> str:
+    return f"{round(seconds / 60)} min" if seconds >= 60 else f"{round(seconds)} s"
+
+
 def answer(approval: Approval) -> tuple[bool, str | None]:
     """Say what the upstream is told of a decided approval: approve or not, and the true cause.
 
@@ -200,9 +204,9 @@ def answer(approval: Approval) -> tuple[bool, str | None]:
         case ApprovalStatus.DENIED:
             return False, approval.reason or "Denied."
         case ApprovalStatus.EXPIRED:
-            minutes = max(1, round(approval.timeout / 60))
             return False, (
-                f"No approver answered within {minutes} min. This is not a human refusal. "
+                f"No approver answered within {_span(approval.timeout)}. "
+                "This is not a human refusal. "
                 "Do not retry the call; tell the user that it was not approved in time."
             )
         case ApprovalStatus.CANCELED:

@@ -21,6 +21,9 @@ Document = dict[str, msgspec.Raw]
 """A JSON object: keys decoded, values raw."""
 
 NULL = Raw(b"null")
+MAX_VALUES = 500_000
+"""Most values in a body: to check millions of tiny ones takes seconds that all wait (LIMIT-3)."""
+
 T = TypeVar("T")
 
 _document = msgspec.json.Decoder(Document)
@@ -63,12 +66,14 @@ def parse_request(body: bytes, *, max_depth: int) -> Document:
 
     Raises:
         BadRequest: Not UTF-8, not JSON, NaN or Infinity, a duplicate key, nested deeper than
-            `max_depth`, or not an object; code `invalid_json`.
+            `max_depth`, more than `MAX_VALUES` values, or not an object; code `invalid_json`.
     """
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise _invalid(f"The body is not valid UTF-8 (byte {exc.start}).") from exc
+    if count_exceeds(body, MAX_VALUES):
+        raise _invalid(f"The body holds more than {MAX_VALUES:,} values.")
     if depth_exceeds(body, max_depth):
         raise _invalid(f"The body is nested deeper than {max_depth} levels.")
     try:
@@ -89,6 +94,19 @@ def parse_request(body: bytes, *, max_depth: int) -> Document:
 
 def _invalid(message: str) -> BadRequest:
     return BadRequest(message, code="invalid_json")
+
+
+def count_exceeds(body: bytes, limit: int) -> bool:
+    """Tell whether JSON text holds more than about `limit` values, without parsing it."""
+    if body.count(b'"') - body.count(b'\\"') > 4 * limit:  # a key and a text for each value
+        return True
+    if _separators(body) <= limit:
+        return False
+    return _separators(_STRING.sub(b"", body)) > limit
+
+
+def _separators(body: bytes) -> int:
+    return body.count(b",") + body.count(b"[") + body.count(b"{")
 
 
 def depth_exceeds(body: bytes, limit: int) -> bool:

@@ -32,6 +32,7 @@ class TurnHead:
         subject: Subject of the principal that began the turn.
         model: The model name that the caller used.
         batch: Id of the open approval batch, or "".
+        served: Whether the gateway's record is the response; else the upstream is asked for it.
     """
 
     id: str
@@ -46,6 +47,7 @@ class TurnHead:
     subject: str = ""
     model: str = ""
     batch: str = ""
+    served: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

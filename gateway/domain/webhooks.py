@@ -66,7 +66,7 @@ def payload(approval: Approval, *, event: str, occurred_at: float, public_url: s
         "server": approval.server,
         "tool": approval.tool,
         "expires_at": _iso(approval.expires_at),
-        "url": f"{public_url.rstrip('/')}/approvals/{approval.id}",
+        "url": f"{public_url.rstrip('/')}/console/approvals/{approval.id}",
         "fingerprint": approval.fingerprint,
         "version": approval.version,
     }

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from gateway.domain.approvals import Approval, Verdict, may_decide
 from gateway.domain.errors import Forbidden, NotFound, Unprocessable
 from gateway.domain.identity import Role
-from gateway.domain.ports import ApprovalStore, Meter
+from gateway.domain.ports import ApprovalStore, Meter, TurnStore
 from gateway.services.answers import refusal, vote_error
-from gateway.services.callers import Caller
+from gateway.services.callers import Caller, response_not_found
 
 logger = logging.getLogger("gateway.approvals")
 
@@ -24,7 +24,8 @@ _LONGEST_REASON = 2000
 class ApprovalService:
     """Approvals as people and machines decide them."""
 
-    def __init__(self, *, approvals: ApprovalStore, meter: Meter) -> None:
+    def __init__(self, *, approvals: ApprovalStore, turns: TurnStore, meter: Meter) -> None:
+        self._turns = turns
         self._approvals = approvals
         self._meter = meter
 
@@ -52,8 +53,14 @@ class ApprovalService:
         return seen[:limit], len(seen) > limit
 
     async def of_turn(self, caller: Caller, turn_id: str) -> Sequence[Approval]:
-        """List the approvals of one response."""
+        """List the approvals of one response.
+
+        Raises:
+            NotFound: The tenant has no such response.
+        """
         _require_sight(caller)
+        if await self._turns.head(caller.tenant.id, turn_id) is None:
+            raise response_not_found(turn_id)
         found, _ = await self._approvals.list(
             caller.tenant.id, status=None, turn_id=turn_id, limit=100
         )

@@ -21,13 +21,21 @@ from gateway.domain.errors import (
 )
 from gateway.domain.history import replay, unpack
 from gateway.domain.identity import Tenant
-from gateway.domain.ports import ApprovalStore, ByteStream, EventLog, Job, JobQueue, TurnStore
+from gateway.domain.ports import (
+    ApprovalStore,
+    ByteStream,
+    EventLog,
+    Job,
+    JobQueue,
+    Meter,
+    TurnStore,
+)
 from gateway.domain.registry import McpServer
 from gateway.domain.requests import item_of
 from gateway.domain.turns import TurnState, View, read_state
 from gateway.services.answers import LEASE
 from gateway.services.following import RUNNING
-from gateway.services.pipe import Pipe, continuation
+from gateway.services.pipe import Pipe, Tee, continuation
 from gateway.services.preparation import restore_tools
 from gateway.services.records import Records
 from gateway.services.settlement import Running, Settlement
@@ -111,7 +119,7 @@ class Continuations:
     async def _continue(self, batch: Batch) -> None:
         running = self._running(batch)
         state = running.state
-        tee = LogTee(self._log, running)
+        tee = self._tee(running)
 
         async def opening() -> ByteStream:
             if state.stateless:
@@ -160,7 +168,7 @@ class Continuations:
     async def end(self, batch: Batch, error: GatewayError) -> None:
         """End a held turn with an error: on record, and on every stream that follows it."""
         running = self._running(batch)
-        tee = LogTee(self._log, running)
+        tee = self._tee(running)
 
         async def refused() -> ByteStream:
             raise error
@@ -169,6 +177,10 @@ class Continuations:
             async for _ in blocks:
                 pass
         await tee.flush(end=True)
+
+    def _tee(self, running: Running) -> Tee:
+        """Keep the events of a streamed turn; half a stream of a JSON turn helps nobody."""
+        return LogTee(self._log, running) if running.state.streamed else Tee()
 
     def _running(self, batch: Batch) -> Running:
         state = read_state(batch.held)
@@ -184,13 +196,20 @@ class Continuations:
 class Sweeper:
     """Expires approvals whose time is over, for all tenants."""
 
-    def __init__(self, approvals: ApprovalStore) -> None:
+    def __init__(self, approvals: ApprovalStore, meter: Meter) -> None:
         self._approvals = approvals
+        self._meter = meter
 
     async def sweep(self, tenants: Mapping[str, Tenant]) -> None:
         """Expire once."""
         for tenant in tenants:
             try:
-                await self._approvals.expire_due(tenant)
+                for approval_id in await self._approvals.expire_due(tenant):
+                    await self._count(tenant, approval_id)
             except GatewayError:
                 logger.exception("approvals could not be expired", extra={"tenant": tenant})
+
+    async def _count(self, tenant: str, approval_id: str) -> None:
+        approval = await self._approvals.get(tenant, approval_id)
+        if approval is not None:
+            self._meter.approval(server=approval.server, outcome=approval.status.value)

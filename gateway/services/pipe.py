@@ -270,7 +270,7 @@ class Pipe:
             return
         # An organisation without data retention stores nothing, and says so only in its answer.
         stored = state.stored and bytes(response.get("store", NULL)) != b"false"
-        served_here = not stored or state.legs > 1 or running.held
+        served = not stored or state.legs > 1 or running.held
         shown = running.view.final(response) if ends else response
         await self._turns.record(
             Turn(
@@ -287,9 +287,10 @@ class Pipe:
                     subject=state.subject,
                     model=state.model,
                     batch=batch,
+                    served=served,
                 ),
                 items=pack(state.items) if state.keep else b"",
-                response=running.scrubber.scrub(encode(shown)) if served_here else b"",
+                response=running.scrubber.scrub(encode(shown)) if served else b"",
                 item_ids=ids_of(state.items) if state.keep else (),
             ),
             ttl=running.tenant.ttl if state.keep or not ends else UNKEPT_TTL,

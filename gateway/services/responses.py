@@ -78,7 +78,7 @@ class ResponseService:
     ) -> Answer:
         """Read a response."""
         head = await self._own(caller, response_id)
-        if not _asked_upstream(head):
+        if head.served:
             return await self._records.wait(
                 head.tenant, head.id, seconds=wait if head.status in RUNNING else 0
             )
@@ -112,7 +112,7 @@ class ResponseService:
                 look = Notices(self._approvals, head.tenant, head.id).look
             followed = self._following.events(head.tenant, head.id, after=after, notices=look)
             return EventStream({}, followed)
-        if not _asked_upstream(head):
+        if head.served:
             raise BadRequest(
                 "This response was not streamed, or its events are kept no longer. "
                 "Retrieve it without 'stream'.",
@@ -127,7 +127,7 @@ class ResponseService:
     async def cancel(self, caller: Caller, response_id: str) -> Answer:
         """Cancel a background response, or a held one with its open approvals."""
         head = await self._own(caller, response_id)
-        if _asked_upstream(head):
+        if not head.served:
             path = f"/responses/{head.id}/cancel"
             return _public(await self._upstream.send(head.upstream, "POST", path))
         turn = await self._turns.read(head.tenant, head.id)
@@ -173,7 +173,7 @@ class ResponseService:
     ) -> Answer:
         """List the items that a response was made from."""
         head = await self._own(caller, response_id)
-        if head.stored and head.legs <= 1 and head.status not in RUNNING:
+        if not head.served:
             path = f"/responses/{head.id}/input_items"
             answer = await self._upstream.send(head.upstream, "GET", path, query=query)
             return Answer(headers=answer.headers, body=answer.body)
@@ -228,11 +228,6 @@ class ResponseService:
 
 def _cancelled() -> Conflict:
     return Conflict("The response was cancelled by its caller.", code="cancelled")
-
-
-def _asked_upstream(head: TurnHead) -> bool:
-    """Tell whether the upstream's own record is the caller's response."""
-    return head.stored and head.legs <= 1 and not (head.batch and head.status in RUNNING)
 
 
 def _public(answer: UpstreamAnswer) -> Answer:

@@ -7,7 +7,7 @@ wrong ever allows (APPR-1).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -86,9 +86,21 @@ class Running:
 
 
 class Settlement:
-    """Decides what follows a leg."""
+    """Decides what follows a leg.
 
-    def __init__(self, *, approvals: ApprovalStore, rules: RuleSet, meter: Meter) -> None:
+    Args:
+        active: Whether the key with an id still exists: what a revoked caller asked for never runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        approvals: ApprovalStore,
+        rules: RuleSet,
+        meter: Meter,
+        active: Callable[[str], bool],
+    ) -> None:
+        self._active = active
         self._approvals = approvals
         self._rules = rules
         self._meter = meter
@@ -241,7 +253,9 @@ class Settlement:
         bound = approval.fingerprint == _fingerprint(
             running.state, request, approval.response_id, approval.server_identity
         )
-        return still(approval, running.tools, self._rules) if bound else superseded(approval)
+        if not bound or not self._active(running.state.key_id):
+            return superseded(approval)
+        return still(approval, running.tools, self._rules)
 
 
 class _Call(msgspec.Struct):

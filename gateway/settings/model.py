@@ -489,11 +489,16 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f'no {kind} is called "{name}"; there is {", ".join(sorted(known)) or "none"}'
 
 
+_OWN_CREDENTIALS = ("authorization", "api-key", "cookie")
+
+
 def _shadowed_headers(index: int, server: McpServerSettings) -> Iterator[tuple[Location, str]]:
     fixed = {name.lower() for name in server.headers}
     for source, target in server.forward_headers.items():
+        location = ("mcp_servers", index, "forward_headers", source)
+        if source.lower() in _OWN_CREDENTIALS:
+            yield location, f"{source} holds the caller's key for the gateway; use another header"
         if target.lower() in fixed:
-            location = ("mcp_servers", index, "forward_headers", source)
             yield location, f"{target} is also in headers; a caller's header has no fallback"
 
 

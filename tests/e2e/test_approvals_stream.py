@@ -198,3 +198,17 @@ async def test_an_approval_does_not_move_to_another_server_or_past_a_new_deny(
         assert "mcp_call" not in output_types(done)
         assert "changed before a decision" in done["output"][-1]["content"][0]["text"]
         assert await executed(stack, word) == []
+
+
+@pytest.mark.covers("APPR-7")
+async def test_what_a_revoked_caller_asked_for_never_runs(stack: Stack) -> None:
+    word, sections = marker(), tenancy(stack)
+    with stack.gateway(**sections) as before:
+        held = (await create(before, issue(word))).json()
+        (approval,) = await pending(before, word)
+    sections["api_keys"] = [key for key in sections["api_keys"] if key["id"] != "caller"]
+    with stack.gateway(**sections) as after:
+        assert (await vote(after, approval, reason="checked")).status_code == 200
+        done = await settled(after, held["id"], key="second")
+    assert "mcp_call" not in output_types(done)
+    assert await executed(stack, word) == []

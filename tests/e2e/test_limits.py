@@ -136,6 +136,25 @@ async def test_a_body_that_does_not_say_its_length_is_bounded_too(gateway: Gatew
     assert answer.status_code == 413
 
 
+def crowd(one: bytes, count: int) -> bytes:
+    return b'{"model":"gpt-4.1","input":[' + one * count + b"0]}"
+
+
+@pytest.mark.covers("LIMIT-3", "OPS-1")
+@pytest.mark.parametrize("one", [b"[],", b"{},", b'"",', b"0,", b'"\\\\",', b'{"a":1},'])
+async def test_millions_of_tiny_values_are_refused_before_they_are_read(
+    stack: Stack, one: bytes
+) -> None:
+    await stack.forget()
+    with stack.gateway() as gateway:
+        async with gateway.http() as client:
+            with anyio.fail_after(10):
+                answer = await client.post("/v1/responses", content=crowd(one, 2_000_000))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "The body holds more than 500,000 values."
+    assert await stack.requests() == []
+
+
 @pytest.mark.covers("LIMIT-3")
 @pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "deflate", "identity, gzip"])
 async def test_a_compressed_body_is_refused(gateway: Gateway, encoding: str) -> None:
@@ -221,6 +240,7 @@ async def test_what_is_allowed_is_not_refused_by_mistake(stack: Stack) -> None:
         b'\n\t {"model": "gpt-4.1", "input": "x"} \r\n',
         b'{"model": "gpt-4.1", "input": "x", "stream": null, "store": null, "tools": null}',
         b'{"model": "gpt-4.1", "input": "x", "metadata": {"input": "a", "model": "b"}}',
+        json.dumps({"model": MODEL, "input": '",[{' * 200_000}).encode(),
     ]
     with stack.gateway() as gateway:
         async with gateway.http() as client:

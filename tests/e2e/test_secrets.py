@@ -13,7 +13,7 @@ import redis
 from typing_extensions import override
 
 from tests.support.approvals import GITHUB, create, frames, issue, marker, pending, tenancy, vote
-from tests.support.provider import Call, frame, provider, response
+from tests.support.provider import Call, delta, frame, provider, response
 from tests.support.stack import CANARY, UPSTREAM_KEY, Gateway, Stack
 
 FORWARDED = "forwarded-canary-2291/ab+cd"
@@ -187,6 +187,7 @@ async def test_an_upstream_that_repeats_all_it_got_gives_no_secret_away(
     stack: Stack, stream: bool
 ) -> None:
     texts: list[str | bytes] = []
+    said: Any = None
     async with provider(leak) as upstream:
         sections = tenancy(stack)
         servers = [stack.mcp_server(forward_headers={"X-User-Token": "X-Token"})]
@@ -200,7 +201,6 @@ async def test_an_upstream_that_repeats_all_it_got_gives_no_secret_away(
                 answer = await create(gateway, f"leak-{status}", stream=stream, headers=HEADERS)
                 assert answer.status_code == status, answer.text
                 texts.append(answer.text)
-            said = answer
             for tools in ([GITHUB], []):
                 said = await create(
                     gateway, "leak-answer", stream=stream, headers=HEADERS, tools=tools
@@ -272,3 +272,24 @@ async def test_a_refused_credential_on_a_later_leg_does_not_show_the_key(
             answer = await create(running, "hi", stream=True)
     assert "51c0" not in answer.text
     assert frames(answer.text)[-1]["type"] == "response.failed"
+
+
+@pytest.mark.xfail(strict=True, reason="the scrubber sees one block, not a text over many deltas")
+@pytest.mark.covers("MCP-3")
+async def test_a_secret_that_a_model_spells_in_pieces_is_not_shown(stack: Stack) -> None:
+    """A tool repeats its credential to the model, and the model quotes it token by token."""
+
+    async def spell(call: Call) -> None:
+        document = response("resp_" + marker())
+        pieces = [frame("response.created", sequence_number=0, response=document)]
+        pieces += [
+            delta(number + 1, CANARY[number * 5 : number * 5 + 5])
+            for number in range(len(CANARY) // 5 + 1)
+        ]
+        pieces.append(frame("response.completed", sequence_number=99, response=document))
+        await call.stream(pieces)
+
+    async with provider(spell) as upstream:
+        with stack.gateway(upstreams=[upstream.settings()], **tenancy(stack)) as gateway:
+            answer = await create(gateway, "hi", stream=True)
+    assert CANARY not in "".join(event.get("delta", "") for event in frames(answer.text))

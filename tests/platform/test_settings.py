@@ -171,6 +171,10 @@ ADDED = [
         'forward_headers = { B = "a" }',
         "mcp_servers[1].forward_headers.B: a is also in headers",
     ),
+    (
+        '[[mcp_servers]]\nlabel = "x"\nurl = "https://x"\nforward_headers = { Api-Key = "A" }',
+        "mcp_servers[1].forward_headers.Api-Key: Api-Key holds the caller's key",
+    ),
 ]
 
 

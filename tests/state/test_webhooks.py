@@ -147,7 +147,7 @@ async def test_an_approval_is_told_with_a_signature_that_verifies(
         "server": "github",
         "tool": "create_issue",
         "expires_at": shown["data"]["expires_at"],
-        "url": f"https://gw.example.com/approvals/{one.id}",
+        "url": f"https://gw.example.com/console/approvals/{one.id}",
         "fingerprint": "sha256:print",
         "version": 1,
     }
