@@ -44,7 +44,7 @@ class Framer:
     """Cuts a byte stream into blocks of whole frames, holding back only a part of a frame."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes, return the whole frames that are complete now (maybe none).
@@ -52,20 +52,31 @@ class Framer:
         Raises:
             FrameTooLarge: A frame does not end within `MAX_FRAME` bytes.
         """
-        data = self._rest + chunk if self._rest else chunk
-        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4)
-        if end < 4:  # neither was found: -1 + 2 and -1 + 4
-            self._rest = data
-            if len(data) > MAX_FRAME:
+        if not self._rest:
+            return self._cut(chunk)
+        # A frame may come in thousands of pieces: only what is new is searched.
+        start = max(len(self._rest) - 3, 0)
+        self._rest += chunk
+        if self._rest.find(b"\n\n", start) < 0 and self._rest.find(b"\r\n\r\n", start) < 0:
+            if len(self._rest) > MAX_FRAME:
                 raise FrameTooLarge
             return b""
-        self._rest = data[end:]
+        data = bytes(self._rest)
+        self._rest.clear()
+        return self._cut(data)
+
+    def _cut(self, data: bytes) -> bytes:
+        feeds, returns = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
+        end = max(feeds + 2 if feeds >= 0 else 0, returns + 4 if returns >= 0 else 0)
+        self._rest += data[end:]
+        if len(self._rest) > MAX_FRAME:
+            raise FrameTooLarge
         return data[:end]
 
     @property
     def rest(self) -> bytes:
         """Bytes of a frame that has not ended."""
-        return self._rest
+        return bytes(self._rest)
 
 
 @dataclass(frozen=True, slots=True)

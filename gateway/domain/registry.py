@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
+from gateway.domain.errors import UpstreamUnreachable
 from gateway.domain.secrets import SecretRef
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,21 @@ class Upstream:
     timeout: float = 600.0
     connect_timeout: float = 5.0
     repair: Literal["strip_reasoning", "strip_ids", "off"] = "strip_reasoning"
+
+
+def upstream_named(upstreams: Mapping[str, T], name: str) -> T:
+    """Find the upstream of a chain.
+
+    Raises:
+        UpstreamUnreachable: The chain outlived its upstream's configuration (CHAIN-2).
+    """
+    upstream = upstreams.get(name)
+    if upstream is None:
+        raise UpstreamUnreachable(
+            f"The upstream '{name}' of this chain is not configured any more.",
+            code="upstream_gone",
+        )
+    return upstream
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,9 @@ def json_result(body: bytes) -> LegResult:
     return LegResult(response=response, output=output_of(response))
 
 
+_MOST_AFTER = 4096
+
+
 @dataclass(slots=True)
 class _Noted:
     done: dict[str, Raw] = field(default_factory=dict)
@@ -62,6 +65,7 @@ class Interceptor:
     Attributes:
         result: The leg's result once its terminal event is there; the event itself is held.
         sequence: The next free `sequence_number` of the caller's stream.
+        fault: A frame that cannot be read, met after others that have left.
         first_event_at: `time.time()` of the first event, or `None`.
     """
 
@@ -76,7 +80,9 @@ class Interceptor:
         self._last_block = b""
         self._terminal: tuple[Frame, Document] | None = None
         self._sequence = state.sequence
+        self._after: list[bytes] = []
         self.result: LegResult | None = None
+        self.fault: MalformedFrame | None = None
         self.first_event_at: float | None = None
 
     def feed(self, chunk: bytes) -> bytes:
@@ -91,12 +97,21 @@ class Interceptor:
             return b""
         if self.first_event_at is None:
             self.first_event_at = time.time()
-        parts = [
-            _ACTS[part.type](self, part) if isinstance(part, Frame) else self._pass(part)
-            for part in events.split(block)
-            if self.result is None  # nothing counts after the terminal event
-        ]
-        return self._scrubber.scrub(b"".join(parts)) if self._scrubber else b"".join(parts)
+        parts: list[bytes] = []
+        try:
+            for part in events.split(block):
+                if self.result is not None:
+                    self._after.append(part if isinstance(part, bytes) else part.data)
+                elif isinstance(part, Frame):
+                    parts.append(_ACTS[part.type](self, part))
+                else:
+                    parts.append(self._pass(part))
+        except MalformedFrame as exc:
+            if not any(parts):
+                raise
+            self.fault = exc  # what came before it still leaves
+        shown = b"".join(parts)
+        return self._scrubber.scrub(shown) if self._scrubber else shown
 
     def finish(self) -> bytes:
         """Take the end of the upstream's bytes: a last frame may lack its blank line."""
@@ -112,6 +127,11 @@ class Interceptor:
             if last is not None:
                 self._sequence = max(self._sequence, last + 1)
         return self._sequence
+
+    @property
+    def passed_end(self) -> bool:
+        """Whether more followed the terminal event than any provider means to send."""
+        return sum(map(len, self._after)) > _MOST_AFTER
 
     @property
     def response(self) -> Document:
@@ -196,7 +216,7 @@ class Interceptor:
         return b""
 
     def terminal_frame(self) -> bytes:
-        """Write the held terminal event as the end of the caller's stream."""
+        """Write the held terminal event, and what followed it, as the end of the stream."""
         if self._terminal is None:
             return b""
         frame, document = self._terminal
@@ -208,6 +228,7 @@ class Interceptor:
             if self._later:
                 shown["sequence_number"] = raw(self._sequence)
             data = events.rewrite(frame, shown)
+        data += b"".join(self._after)  # some providers end with `[DONE]`
         return self._scrubber.scrub(data) if self._scrubber else data
 
 

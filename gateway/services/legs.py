@@ -13,7 +13,7 @@ from gateway.domain.documents import Raw, encode, parse_array, raw
 from gateway.domain.errors import UpstreamRefused, UpstreamUnreachable
 from gateway.domain.history import without_reasoning
 from gateway.domain.ports import ByteStream, Meter, SecretSource, UpstreamAnswer, UpstreamClient
-from gateway.domain.registry import ApiKeyAuth, Upstream
+from gateway.domain.registry import ApiKeyAuth, Upstream, upstream_named
 from gateway.domain.requests import ENCRYPTED_REASONING
 from gateway.domain.tools import Scrubber, Tools, join
 from gateway.domain.turns import TurnState
@@ -64,7 +64,7 @@ class Legs:
 
     async def join(self, tools: Tools, upstream: str) -> tuple[Raw | None, Scrubber]:
         """Write `tools` with fresh secrets, and a scrubber that knows them (MCP-2, MCP-3)."""
-        auth = self._upstreams[upstream].auth
+        auth = upstream_named(self._upstreams, upstream).auth
         known = [await self._secrets.resolve(auth.value)] if isinstance(auth, ApiKeyAuth) else []
         if not tools.parts:
             return None, Scrubber(known)

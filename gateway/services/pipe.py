@@ -11,10 +11,20 @@ differ in where the bytes go.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
@@ -42,6 +52,9 @@ from gateway.services.settlement import Running, Settlement
 
 logger = logging.getLogger("gateway.turns")
 
+
+READ_ON = 0.1
+"""Seconds that the end of an upstream's body may take after its terminal event."""
 
 UNKEPT_TTL = 600
 """Seconds that the end of a held turn can be read where nothing is to be kept (STATE-4)."""
@@ -183,13 +196,17 @@ class Pipe:
         self, stream: ByteStream, reader: Interceptor, tee: Tee
     ) -> AsyncGenerator[bytes, None]:
         async with aclosing(stream):
-            async for chunk in stream:
+            chunks = aiter(stream)
+            async for chunk in chunks:
                 block = reader.feed(chunk)
                 if block:
                     if tee.keeps:
                         tee.add(reader.sequence - 1, block)
                     yield block
+                if reader.fault is not None:
+                    raise reader.fault
                 if reader.result is not None:
+                    await _read_on(chunks, reader)
                     return
             block = reader.finish()
             if block:
@@ -415,6 +432,18 @@ def _after(running: Running, error: GatewayError) -> BatchStatus:
     if not running.dispatched or refused or isinstance(error, UpstreamUnreachable):
         return BatchStatus.FAILED if running.held else BatchStatus.READY
     return BatchStatus.INDETERMINATE if isinstance(error, UpstreamError) else BatchStatus.FAILED
+
+
+async def _read_on(chunks: AsyncIterator[bytes], reader: Interceptor) -> None:
+    """Read what follows the terminal event, so that the connection can be used again.
+
+    It is there at once or does not matter: then the connection is closed instead.
+    """
+    with contextlib.suppress(TimeoutError, GatewayError):
+        async with asyncio.timeout(READ_ON):
+            async for chunk in chunks:
+                if reader.feed(chunk) or reader.passed_end:
+                    return
 
 
 def continuation(running: Running, batch: Batch) -> Leg:

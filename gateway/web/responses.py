@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from litestar import Router, delete, get, post
 from litestar.params import FromPath
 from litestar.types import ASGIApp
+from multidict import MultiDict
 
 from gateway.domain.documents import Document
 from gateway.domain.errors import BadRequest
@@ -29,12 +30,14 @@ def _paths(*paths: str) -> list[str]:
     return [root + path for root in ROOTS for path in paths]
 
 
-def query_of(request: AnyRequest) -> dict[str, str]:
-    """Read the query, without what belongs to Azure's paths; of a repeated key, the last.
+def query_of(request: AnyRequest) -> MultiDict[str]:
+    """Read the query, without what belongs to Azure's paths; a key may have several values.
 
     `include[]` of the SDKs stays as it is.
     """
-    return {name: value for name, value in request.query_params.multi_items() if name not in _QUERY}
+    return MultiDict(
+        (name, value) for name, value in request.query_params.multi_items() if name not in _QUERY
+    )
 
 
 def create_router(doors: Doors, turns: TurnService, pace: Pace) -> Router:

@@ -342,7 +342,6 @@ async def test_a_background_response_is_chained_on_without_being_polled(patient:
 
 
 @pytest.mark.covers("API-3")
-@pytest.mark.xfail(reason="only the last value is passed on (ports.UpstreamClient.query)")
 async def test_every_value_of_a_repeated_query_field_is_passed_on(
     gateway: Gateway, stack: Stack
 ) -> None:

@@ -399,7 +399,6 @@ async def test_the_last_event_is_held_until_the_turn_is_on_record(stack: Stack) 
 
 @pytest.mark.covers("CHAIN-2")
 @pytest.mark.parametrize("store", [True, False])
-@pytest.mark.xfail(reason="KeyError becomes 500 internal_error (adapters/openai/upstream.py)")
 async def test_a_chain_whose_upstream_is_gone_is_refused_with_a_reason(
     gateway: Gateway, stack: Stack, store: bool
 ) -> None:

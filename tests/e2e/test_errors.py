@@ -246,7 +246,6 @@ async def test_a_malformed_frame_that_matters_ends_the_stream_with_an_error(
 
 
 @pytest.mark.covers("API-5")
-@pytest.mark.xfail(reason="good frames of the same read are lost (interception.py)")
 async def test_what_came_before_a_malformed_frame_is_not_lost(stack: Stack) -> None:
     async with malformed(stack, "response.output_item.done") as answered:
         events = read_events(answered.content)

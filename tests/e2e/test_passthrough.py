@@ -194,7 +194,6 @@ async def test_ids_retries_and_data_before_the_event_line_pass(stack: Stack) -> 
 
 
 @pytest.mark.covers("API-3")
-@pytest.mark.xfail(reason="what follows the terminal event is dropped (interception.py)")
 async def test_a_done_marker_after_the_last_event_passes(stack: Stack) -> None:
     wire = CURIOUS + b"data: [DONE]\n\n"
     async with speaking(stack, wire) as client:

@@ -44,7 +44,7 @@ class Template:
     def url(self, path: str, query: Mapping[str, str] | None) -> URL:
         """Write the URL of a path, with the upstream's own query and this request's."""
         url = URL(self.prefix + path + (f"?{self.query}" if self.query else ""), encoded=True)
-        return url.update_query(dict(query)) if query else url
+        return url.extend_query(query) if query else url
 
 
 class _Recorder(httpx2.AsyncClient):

@@ -15,9 +15,9 @@ from gateway.adapters.openai.credentials import (
     default_azure_credential,
 )
 from gateway.adapters.openai.transport import Template, Wire, to_error, write_template
-from gateway.domain.errors import UpstreamRefused, UpstreamUnreachable
+from gateway.domain.errors import UpstreamRefused
 from gateway.domain.ports import ByteStream, SecretSource, UpstreamAnswer, UpstreamClient
-from gateway.domain.registry import EntraAuth, Upstream
+from gateway.domain.registry import EntraAuth, Upstream, upstream_named
 
 
 class OpenAIUpstreams(UpstreamClient):
@@ -65,13 +65,7 @@ class OpenAIUpstreams(UpstreamClient):
         return _Stream(response)
 
     def _one(self, name: str) -> _OneUpstream:
-        upstream = self._upstreams.get(name)
-        if upstream is None:  # a chain outlived the configuration of its upstream (CHAIN-2)
-            raise UpstreamUnreachable(
-                f"The upstream '{name}' of this chain is not configured any more.",
-                code="upstream_gone",
-            )
-        return upstream
+        return upstream_named(self._upstreams, name)
 
     async def aclose(self) -> None:
         """Close every connection."""
