@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager
 
 from gateway.domain.approvals import Batch, BatchStatus
-from gateway.domain.documents import Raw
+from gateway.domain.documents import Raw, raw
 from gateway.domain.errors import (
     Conflict,
     GatewayError,
@@ -122,7 +122,7 @@ class Continuations:
         tee = self._tee(running)
 
         async def opening() -> ByteStream:
-            if state.stateless:
+            if not state.stored:
                 running.base = await self._base(state, running.tenant)
             checked = self._settlement.revalidate(running, batch)
             return await self._pipe.open(running, continuation(running, checked))
@@ -135,15 +135,15 @@ class Continuations:
             await tee.flush(end=True)
         logger.info("a held turn went on", extra={"turn": state.turn_id, "batch": batch.id})
 
-    async def _base(self, state: TurnState, tenant: Tenant) -> list[Raw]:
+    async def _base(self, state: TurnState, tenant: Tenant) -> Raw:
         """Write the first leg's input again: the chain as it is now, and the turn's own items."""
         own = [item_of(item.i) for item in state.items if item.o == "in"]
         if state.parent is None:
-            return [item.raw for item in own]
+            return raw([item.raw for item in own])
         chain = await self._turns.chain(state.tenant, state.parent, ttl=tenant.ttl)
         if chain is None:
             raise Conflict("The chain was deleted while the turn was held.", code="chain_deleted")
-        return replay((unpack(turn.items) for turn in chain), own)
+        return raw(replay((unpack(turn.items) for turn in chain), own))
 
     async def _give_up(self, batch: Batch) -> None:
         """End a turn whose continuation was sent by a replica that died: its answer is lost."""

@@ -32,7 +32,7 @@ import msgspec
 
 from gateway.domain import events
 from gateway.domain.approvals import Approval, ApprovalStatus, Batch, BatchStatus
-from gateway.domain.documents import NULL, Document, Raw, encode, raw
+from gateway.domain.documents import NULL, Document, Raw, encode, parse_array, raw
 from gateway.domain.errors import (
     Conflict,
     GatewayError,
@@ -285,9 +285,7 @@ class Pipe:
             self._count(running, response, code)
         if not state.keep and not running.held:
             return
-        # An organisation without data retention stores nothing, and says so only in its answer.
-        stored = state.stored and bytes(response.get("store", NULL)) != b"false"
-        served = not stored or state.legs > 1 or running.held
+        served = not state.stored or state.legs > 1 or running.held
         shown = running.view.final(response) if ends else response
         await self._turns.record(
             Turn(
@@ -299,7 +297,7 @@ class Pipe:
                     parent=state.parent,
                     last_leg=state.last_leg,
                     status=status or _status(response),
-                    stored=stored,
+                    stored=state.stored,
                     legs=state.legs,
                     subject=state.subject,
                     model=state.model,
@@ -452,12 +450,12 @@ def continuation(running: Running, batch: Batch) -> Leg:
     running.batch = batch
     answers = responses(batch)
     state.items.extend(Kept("gw", answer) for answer in answers)
-    if running.base is not None:
+    if not state.stored:
         made = [item.i for item in state.items if item.o != "in"]
         return Leg(
             state=state,
             tools=running.tools,
-            input=raw(running.base + made),
+            input=raw(_first_input(running) + made),
             previous=None,
             first=False,
         )
@@ -472,6 +470,13 @@ def continuation(running: Running, batch: Batch) -> Leg:
 
 def _in_background(state: TurnState) -> bool:
     return bytes(state.body.get("background", NULL)) == b"true"
+
+
+def _first_input(running: Running) -> list[Raw]:
+    data = bytes(running.base) if running.base is not None else b""
+    if data[:1] == b"[":
+        return parse_array(data)
+    return [item.i for item in running.state.items if item.o == "in"]  # a string, as an item
 
 
 def _ended(reader: Interceptor) -> LegResult:

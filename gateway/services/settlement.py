@@ -19,7 +19,7 @@ from gateway.domain.approvals import (
     fingerprint,
     new_approval_id,
 )
-from gateway.domain.documents import Raw, raw
+from gateway.domain.documents import NULL, Raw, raw
 from gateway.domain.errors import GatewayError, UpstreamDisconnected
 from gateway.domain.history import Kept
 from gateway.domain.identity import Tenant
@@ -64,7 +64,7 @@ class Running:
     """A turn in the hands of one process.
 
     Attributes:
-        base: The upstream input of the first leg, where the gateway expands the chain.
+        base: The whole input of the first leg, where the upstream holds none of it.
         batch: The claimed batch that the current leg answers, or `None`.
         held: Whether the turn is on record as waiting, so that its end must be too.
         waits: Whether the turn now waits for a person, and goes on as a job.
@@ -77,7 +77,7 @@ class Running:
     tenant: Tenant
     view: View
     scrubber: Scrubber = field(default_factory=lambda: Scrubber(()))
-    base: list[Raw] | None = None
+    base: Raw | None = None
     batch: Batch | None = None
     held: bool = False
     waits: bool = False
@@ -129,6 +129,8 @@ class Settlement:
         state.last_leg = result.id
         state.turn_id = state.turn_id or result.id
         state.first = state.first or result.response
+        if bytes(result.response.get("store", NULL)) == b"false":
+            state.stored = False  # an organisation without data retention says so only here
         state.output_count += len(result.output)
         state.items.extend(Kept("out", item) for item in result.output)
         state.usage = add_usage(state.usage, result.response.get("usage"))

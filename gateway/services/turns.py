@@ -9,7 +9,7 @@ from contextlib import aclosing
 import msgspec
 from typing_extensions import override
 
-from gateway.domain.documents import Document, encode, parse_array, raw
+from gateway.domain.documents import Document, encode, raw
 from gateway.domain.errors import GatewayError, UpstreamDisconnected
 from gateway.domain.events import COMMENT
 from gateway.domain.ports import ApprovalStore, ByteStream, EventLog
@@ -131,16 +131,12 @@ class TurnService:
 
     def _running(self, caller: Caller, prepared: Prepared) -> Running:
         state = prepared.state
-        base = None
-        if state.stateless and prepared.input is not None:
-            data = bytes(prepared.input)
-            base = parse_array(data) if data[:1] == b"[" else [item.i for item in state.items]
         return Running(
             state=state,
             tools=prepared.tools,
             tenant=caller.tenant,
             view=View(state, has_mcp=bool(prepared.tools.attachments)),
-            base=base,
+            base=prepared.input if prepared.previous is None else None,
             batch=prepared.answers.batch if prepared.answers else None,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
@@ -17,9 +18,10 @@ from pydantic import SecretStr
 from gateway.adapters.redis.embedded import EmbeddedValkey
 from gateway.emulator import EmulatorSettings, create_emulator
 from gateway.emulator.serve import serving
+from tests.support.approvals import issue, marker, tenancy
 from tests.support.events import read_events
 from tests.support.provider import Call, frame, message, provider, response
-from tests.support.stack import UPSTREAM_KEY, Gateway, Stack
+from tests.support.stack import UPSTREAM_KEY, Gateway, Stack, decide
 
 MODEL = "gpt-4.1"
 THINK = "/think about plums\n/echo plum"
@@ -649,3 +651,39 @@ async def test_a_chain_goes_on_where_the_upstream_says_that_it_stored_nothing(
                 found = await client.get(f"/v1/responses/{id_}")
                 assert found.json()["output"] == done["output"]
                 assert (await client.delete(f"/v1/responses/{id_}")).status_code == 200
+
+
+@pytest.mark.covers("STATE-1", "APPR-2")
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_approvals_go_on_where_the_upstream_says_that_it_stored_nothing(
+    stack: Stack, streamed: bool
+) -> None:
+    settings = EmulatorSettings(api_keys=frozenset({UPSTREAM_KEY}), store=False)
+    with serving(create_emulator(settings)) as url:
+        entry = {
+            "name": "emulator",
+            "kind": "openai",
+            "base_url": url + "/v1/",
+            "auth": {"type": "api_key", "value": "env:TEST_UPSTREAM_KEY"},
+        }
+        sections = tenancy(stack)
+        with stack.gateway(**sections, upstreams=[entry]) as gateway:
+            for text in ('/call github.search_issues {"query": "x"}', issue(marker())):
+                decision = (
+                    asyncio.ensure_future(decide(gateway)) if "create_issue" in text else None
+                )
+                body = {
+                    "model": MODEL,
+                    "input": text,
+                    "stream": streamed,
+                    "tools": [{"type": "mcp", "server_label": "github"}],
+                }
+                async with gateway.http() as client:
+                    made = await client.post(
+                        "/v1/responses", json=body, headers={"Prefer": "wait=10"}
+                    )
+                done = read_events(made.content)[-1]["response"] if streamed else made.json()
+                assert done["status"] == "completed"
+                assert [item["type"] for item in done["output"]][-2:] == ["mcp_call", "message"]
+                if decision is not None:
+                    await decision
