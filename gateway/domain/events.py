@@ -216,7 +216,13 @@ COMMENT = b": keep-alive\n\n"
 
 
 def error_frames(
-    *, sequence: int, kind: str, code: str | None, message: str, response: Document
+    *,
+    sequence: int,
+    kind: str,
+    code: str | None,
+    message: str,
+    response: Document,
+    told: bool = False,
 ) -> bytes:
     """Write an `error` event and the `response.failed` that ends the stream (API-5).
 
@@ -224,6 +230,7 @@ def error_frames(
         sequence: The next free `sequence_number`.
         kind: OpenAI's error type.
         response: The response as far as it is known; leaves as `failed`.
+        told: Whether the caller has had the upstream's own `error` event.
     """
     error = {"type": kind, "code": code, "message": message, "param": None}
     failed = {
@@ -231,17 +238,14 @@ def error_frames(
         "status": raw("failed"),
         "error": raw({"code": code or "server_error", "message": message}),
     }
-    return write(
-        "error",
-        {"type": raw("error"), "sequence_number": raw(sequence), "error": raw(error)},
-    ) + write(
-        "response.failed",
-        {
-            "type": raw("response.failed"),
-            "sequence_number": raw(sequence + 1),
-            "response": raw(failed),
-        },
-    )
+    numbered = {"type": raw("error"), "sequence_number": raw(sequence), "error": raw(error)}
+    first = b"" if told else write("error", numbered)
+    ending = {
+        "type": raw("response.failed"),
+        "sequence_number": raw(sequence if told else sequence + 1),
+        "response": raw(failed),
+    }
+    return first + write("response.failed", ending)
 
 
 def renumber(frame: bytes, *, sequence: int, index_offset: int) -> bytes:

@@ -65,6 +65,7 @@ class Interceptor:
     Attributes:
         result: The leg's result once its terminal event is there; the event itself is held.
         sequence: The next free `sequence_number` of the caller's stream.
+        told: Code and message of the upstream's own `error` event, or `None`.
         fault: A frame that cannot be read, met after others that have left.
         first_event_at: `time.time()` of the first event, or `None`.
     """
@@ -83,6 +84,7 @@ class Interceptor:
         self._after: list[bytes] = []
         self.result: LegResult | None = None
         self.fault: MalformedFrame | None = None
+        self.told: tuple[str | None, str] | None = None
         self.first_event_at: float | None = None
 
     def feed(self, chunk: bytes) -> bytes:
@@ -195,6 +197,10 @@ class Interceptor:
         return events.rewrite(frame, document)
 
     def _error(self, frame: Frame) -> bytes:
+        document = frame.document()
+        inner = document.get("error", NULL)
+        told = parse_document(inner) if bytes(inner)[:1] == b"{" else document
+        self.told = (text_field(told, "code") or None, text_field(told, "message"))
         if not self._later:
             self._last_block = frame.data
             return frame.data

@@ -389,13 +389,15 @@ class Pipe:
     async def _failed(self, running: Running, reader: Interceptor, error: GatewayError) -> bytes:
         await self.failed(running, error)
         response = running.state.first or _unknown_response(running)
+        code, message = reader.told or (error.code, error.message)
         return running.scrubber.scrub(
             events.error_frames(
                 sequence=reader.sequence,
                 kind=error.type,
-                code=error.code,
-                message=error.message,
+                code=code,
+                message=message,
                 response=running.view.response(response),
+                told=reader.told is not None,
             )
         )
 

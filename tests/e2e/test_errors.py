@@ -455,3 +455,21 @@ async def test_a_turn_that_cannot_be_recorded_does_not_end_as_completed(
     assert [event["type"] for event in events[-2:]] == ["error", "response.failed"]
     assert events[-1]["response"]["error"]["code"] == "store_unavailable"
     assert numbers(events) == list(range(len(events)))
+
+
+@pytest.mark.covers("API-5")
+async def test_an_upstream_error_without_a_failed_response_is_told_once(stack: Stack) -> None:
+    error = {"type": "server_error", "code": "overloaded", "message": "Busy.", "param": None}
+
+    async def answer(call: Call) -> None:
+        await call.stream([OPENING + frame("error", sequence_number=2, error=error)])
+
+    async with provider(answer) as upstream:
+        with stack.gateway(upstreams=[upstream.settings()]) as gateway:
+            async with gateway.http() as client:
+                answered = await client.post("/v1/responses", json=ask("x", stream=True))
+    events = read_events(answered.content)
+    assert [event["type"] for event in events[-2:]] == ["error", "response.failed"]
+    assert sum(event["type"] == "error" for event in events) == 1
+    assert events[-1]["sequence_number"] == events[-2]["sequence_number"] + 1
+    assert events[-1]["response"]["error"] == {"code": "overloaded", "message": "Busy."}
