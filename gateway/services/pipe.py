@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -37,15 +36,14 @@ from gateway.domain.errors import (
     Conflict,
     GatewayError,
     UpstreamDisconnected,
-    UpstreamError,
     UpstreamRefused,
-    UpstreamUnreachable,
 )
 from gateway.domain.history import Kept, ids_of, pack
 from gateway.domain.ports import ApprovalStore, ByteStream, Meter, Turn, TurnHead, TurnStore
 from gateway.domain.tools import Scrubber
 from gateway.domain.turns import TurnState, text_field
 from gateway.services.answers import LEASE, responses
+from gateway.services.failures import as_error, batch_after, unknown_response
 from gateway.services.interception import Interceptor, LegResult
 from gateway.services.legs import Leg, Legs
 from gateway.services.settlement import Running, Settlement
@@ -186,7 +184,7 @@ class Pipe:
                 tee.add(reader.sequence, block)
                 yield block
         except Exception as exc:  # noqa: BLE001  # a stream never ends silently (API-5)
-            block = await self._failed(running, reader, _as_error(exc))
+            block = await self._failed(running, reader, as_error(exc))
             tee.add(reader.sequence + 1, block)
             yield block
         finally:
@@ -342,7 +340,7 @@ class Pipe:
         batch, running.batch = running.batch, None
         try:
             if batch is not None:
-                await self._finish(running, batch, _after(running, error))
+                await self._finish(running, batch, batch_after(running, error))
             if running.held:
                 await self._record(running, self._failed_response(running, error), code=error.code)
         except GatewayError:
@@ -388,7 +386,7 @@ class Pipe:
 
     async def _failed(self, running: Running, reader: Interceptor, error: GatewayError) -> bytes:
         await self.failed(running, error)
-        response = running.state.first or _unknown_response(running)
+        response = running.state.first or unknown_response(running)
         code, message = reader.told or (error.code, error.message)
         return running.scrubber.scrub(
             events.error_frames(
@@ -420,18 +418,6 @@ def _scrubbed(scrubber: Scrubber) -> Iterator[None]:
     except UpstreamRefused as exc:
         exc.body = scrubber.scrub(exc.body)
         raise
-
-
-def _after(running: Running, error: GatewayError) -> BatchStatus:
-    """Say what a batch becomes when its continuation failed (APPR-5).
-
-    Only where nothing can have run may the same approvals be continued once more. A held turn
-    ends with the error, so nobody would.
-    """
-    refused = isinstance(error, UpstreamRefused) and error.status_code < 500
-    if not running.dispatched or refused or isinstance(error, UpstreamUnreachable):
-        return BatchStatus.FAILED if running.held else BatchStatus.READY
-    return BatchStatus.INDETERMINATE if isinstance(error, UpstreamError) else BatchStatus.FAILED
 
 
 async def _read_on(chunks: AsyncIterator[bytes], reader: Interceptor) -> None:
@@ -487,58 +473,6 @@ def _ended(reader: Interceptor) -> LegResult:
             "The upstream ended the stream without a terminal event.", code="upstream_incomplete"
         )
     return reader.result
-
-
-def _as_error(exc: Exception) -> GatewayError:
-    if isinstance(exc, UpstreamRefused):
-        return refused_in_stream(exc)
-    if isinstance(exc, GatewayError):
-        return exc
-    if isinstance(exc, events.FrameTooLarge):
-        return UpstreamDisconnected("The upstream sent an event that is too large.")
-    if isinstance(exc, events.MalformedFrame):
-        return UpstreamDisconnected(
-            "The upstream sent an event that cannot be read.", code="upstream_malformed"
-        )
-    logger.error("unexpected error in a stream", exc_info=exc)
-    return GatewayError("The gateway made an error. It has been logged.")
-
-
-class _Error(msgspec.Struct):
-    message: str = ""
-    type: str | None = None
-    code: str | None = None
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _Error = msgspec.field(default_factory=_Error)
-
-
-def refused_in_stream(exc: UpstreamRefused) -> UpstreamRefused:
-    """Give an HTTP error of the upstream its own code and message, for an event (API-5)."""
-    try:
-        error = msgspec.json.decode(exc.body, type=_ErrorBody).error
-    except msgspec.DecodeError:
-        return exc
-    if exc.status_code != 401:  # providers repeat parts of the gateway's own key there
-        exc.message = error.message or exc.message
-    exc.code = error.code or exc.code
-    exc.type = error.type or exc.type
-    return exc
-
-
-def _unknown_response(running: Running) -> Document:
-    """Stand in for a response that the upstream never opened."""
-    return {
-        "id": raw(running.state.turn_id or "resp_" + secrets.token_hex(24)),
-        "object": raw("response"),
-        "created_at": raw(int(running.state.started_at)),
-        "model": raw(running.state.model),
-        "output": raw([]),
-        "parallel_tool_calls": raw(True),
-        "tool_choice": raw("auto"),
-        "tools": raw([]),
-    }
 
 
 def request_id(headers: Mapping[str, str]) -> str:
