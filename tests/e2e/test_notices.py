@@ -7,22 +7,18 @@ import json
 
 import pytest
 
-from tests.support.stack import Gateway, decide
-
-HELD = {
-    "model": "gpt-4.1",
-    "stream": True,
-    "input": '/call github.create_issue {"title": "Hi"}',
-    "tools": [{"type": "mcp", "server_label": "github"}],
-}
+from tests.support.approvals import GITHUB, decide, issue, marker
+from tests.support.stack import Gateway
 
 
 async def _types(gateway: Gateway, **headers: str) -> list[str]:
-    decision = asyncio.ensure_future(decide(gateway))
+    word = marker()
+    body = {"model": "gpt-4.1", "stream": True, "input": issue(word), "tools": [GITHUB]}
+    decision = asyncio.ensure_future(decide(gateway, word))
     types = []
     async with (
         gateway.http() as client,
-        client.stream("POST", "/v1/responses", json=HELD, headers=headers) as answer,
+        client.stream("POST", "/v1/responses", json=body, headers=headers) as answer,
     ):
         async for line in answer.aiter_lines():
             if line.startswith("data: "):

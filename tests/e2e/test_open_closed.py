@@ -10,7 +10,8 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from gateway.adapters.redis import keys
-from tests.support.stack import Gateway, Stack, decide
+from tests.support.approvals import decide, issue, marker
+from tests.support.stack import Gateway, Stack
 
 GITHUB = {"type": "mcp", "server_label": "github"}
 CREATE = '/call github.create_issue {"title": "Hello"}'
@@ -66,11 +67,12 @@ async def test_a_held_turn_whose_chain_was_deleted_ends_and_runs_nothing(
     await stack.forget()
     async with gateway.http() as client:
         first = (await client.post("/v1/responses", json=turn("/echo one", store=False))).json()
-        body = turn(CREATE, store=False, previous_response_id=first["id"], tools=[GITHUB])
+        word = marker()
+        body = turn(issue(word), store=False, previous_response_id=first["id"], tools=[GITHUB])
         held = (await client.post("/v1/responses", json=body)).json()
         assert held["status"] == "in_progress"
         await client.delete(f"/v1/responses/{first['id']}")
-        await decide(gateway)
+        await decide(gateway, word)
         with anyio.fail_after(10):
             while (now := (await client.get(f"/v1/responses/{held['id']}")).json())[
                 "status"

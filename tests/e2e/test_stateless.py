@@ -18,10 +18,10 @@ from pydantic import SecretStr
 from gateway.adapters.redis.embedded import EmbeddedValkey
 from gateway.emulator import EmulatorSettings, create_emulator
 from gateway.emulator.serve import serving
-from tests.support.approvals import issue, marker, tenancy
+from tests.support.approvals import decide, issue, marker, tenancy
 from tests.support.events import read_events
 from tests.support.provider import Call, frame, message, provider, response
-from tests.support.stack import UPSTREAM_KEY, Gateway, Stack, decide
+from tests.support.stack import UPSTREAM_KEY, Gateway, Stack
 
 MODEL = "gpt-4.1"
 THINK = "/think about plums\n/echo plum"
@@ -668,10 +668,10 @@ async def test_approvals_go_on_where_the_upstream_says_that_it_stored_nothing(
         }
         sections = tenancy(stack)
         with stack.gateway(**sections, upstreams=[entry]) as gateway:
-            for text in ('/call github.search_issues {"query": "x"}', issue(marker())):
-                decision = (
-                    asyncio.ensure_future(decide(gateway)) if "create_issue" in text else None
-                )
+            word = marker()
+            for text in ('/call github.search_issues {"query": "x"}', issue(word)):
+                asked = word in text
+                decision = asyncio.ensure_future(decide(gateway, word)) if asked else None
                 body = {
                     "model": MODEL,
                     "input": text,

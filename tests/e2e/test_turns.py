@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from tests.support.stack import Gateway, Stack, decide
+from tests.support.approvals import GITHUB, decide, issue, marker
+from tests.support.stack import Gateway
 
 
 @pytest.mark.covers("API-1")
@@ -14,19 +17,18 @@ async def test_the_official_client_gets_an_answer(gateway: Gateway) -> None:
 
 
 @pytest.mark.covers("APPR-2")
-async def test_a_held_stream_goes_on_when_a_person_approves(gateway: Gateway, stack: Stack) -> None:
-    import asyncio
-
-    decision = asyncio.ensure_future(decide(gateway))
+async def test_a_held_stream_goes_on_when_a_person_approves(gateway: Gateway) -> None:
+    word = marker()
+    decision = asyncio.ensure_future(decide(gateway, word))
     numbers = []
     async with gateway.client().responses.stream(
         model="gpt-4.1",
-        input='/call github.create_issue {"title": "Hi"}',
-        tools=[{"type": "mcp", "server_label": "github"}],
+        input=issue(word),
+        tools=[GITHUB],
     ) as stream:
         async for event in stream:
             numbers.append(event.sequence_number)
         final = await stream.get_final_response()
-    assert (await decision)[0]["status"] == "approved"
+    assert (await decision)["status"] == "approved"
     assert numbers == list(range(len(numbers)))
     assert [item.type for item in final.output][-2:] == ["mcp_call", "message"]

@@ -87,6 +87,16 @@ async def retrieved(gateway: Gateway, id_: str, *, key: str = "caller", wait: in
         return (await client.get(f"/v1/responses/{id_}", headers=headers)).json()
 
 
+async def decide(
+    gateway: Gateway, word: str, decision: str = "approve", *, key: str = "approver"
+) -> Any:
+    """Wait for the one pending approval whose arguments hold a word, decide it, return it."""
+    (approval,) = await pending(gateway, word, key=key)
+    answer = await vote(gateway, approval, decision, key=key, reason="checked")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
 async def settled(gateway: Gateway, id_: str, *, key: str = "caller") -> Any:
     """Poll a held response until it has ended."""
     with anyio.fail_after(10):

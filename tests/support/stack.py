@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import anyio
 import httpx2
 import openai
 from pydantic import SecretStr
@@ -185,28 +184,3 @@ class Stack:
         async with httpx2.AsyncClient(trust_env=False) as client:
             answer = await client.get(self.emulator_url + "/_emulator/active")
             return int(answer.json()["active"])
-
-
-async def decide(
-    gateway: Gateway, decision: str = "approve", *, key: str = "approver", reason: str = "checked"
-) -> list[dict[str, Any]]:
-    """Wait until approvals are pending, decide them all, and return the answers."""
-    async with gateway.http(key) as client:
-        with anyio.fail_after(10):
-            while True:
-                pending = (await client.get("/v1/approvals")).json()["data"]
-                if pending:
-                    break
-                await anyio.sleep(0.01)
-        answers = []
-        for approval in pending:
-            answer = await client.post(
-                f"/v1/approvals/{approval['id']}/decision",
-                json={
-                    "decision": decision,
-                    "fingerprint": approval["fingerprint"],
-                    "reason": reason,
-                },
-            )
-            answers.append(answer.json())
-        return answers
