@@ -9,7 +9,8 @@ import anyio
 import pytest
 
 from tests.console.conftest import Held, Open, paths, ticket_of
-from tests.support.stack import CANARY, RULES, UPSTREAM_KEY, Gateway, Stack, decide
+from tests.support.approvals import pending, vote
+from tests.support.stack import CANARY, RULES, UPSTREAM_KEY, Gateway, Stack
 
 Hold = Callable[..., Held]
 HOSTILE = {
@@ -267,7 +268,8 @@ async def test_who_comes_second_is_told_and_changes_nothing(
     hold()
     path = await visitor.waiting()
     ticket = ticket_of((await visitor.get(path)).text)
-    await decide(gateway, "deny", key="second", reason="No.")
+    for approval in await pending(gateway, "", key="second"):
+        await vote(gateway, approval, "deny", key="second", reason="No.")
     answer = await visitor.post(f"{path}/decision", {"ticket": ticket, "decision": "approve"})
     assert answer.status_code in (409, 412)
     assert 'role="alert"' in answer.text

@@ -10,7 +10,8 @@ import pytest
 from gateway.domain.approvals import Approval
 from gateway.domain.webhooks import payload
 from tests.docs.markdown import README, blocks, section
-from tests.support.stack import RULES, Gateway, Stack, decide
+from tests.support.approvals import decide, issue, marker
+from tests.support.stack import RULES, Gateway, Stack
 
 TEXT = README.read_text()
 GITHUB = {"type": "mcp", "server_label": "github"}
@@ -108,8 +109,9 @@ async def test_a_decision_that_is_repeated_is_answered_alike(
     gateway: Gateway, decision: str
 ) -> None:
     async with gateway.http() as caller, gateway.http("approver") as approver:
-        await caller.post("/v1/responses", json=CREATE)
-        [first] = await decide(gateway, decision)
+        word = marker()
+        await caller.post("/v1/responses", json={**CREATE, "input": issue(word)})
+        first = await decide(gateway, word, decision)
         body = {"decision": decision, "fingerprint": first["fingerprint"], "reason": "checked"}
         again = await approver.post(f"/v1/approvals/{first['id']}/decision", json=body)
     assert (again.status_code, again.json()) == (200, first)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.support.approvals import GITHUB, decide, issue, marker
+from tests.support.approvals import decide, issue, marker
 from tests.support.stack import Gateway
 
 
@@ -24,7 +24,7 @@ async def test_a_held_stream_goes_on_when_a_person_approves(gateway: Gateway) ->
     async with gateway.client().responses.stream(
         model="gpt-4.1",
         input=issue(word),
-        tools=[GITHUB],
+        tools=[{"type": "mcp", "server_label": "github"}],
     ) as stream:
         async for event in stream:
             numbers.append(event.sequence_number)
