@@ -157,6 +157,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         log=stores.log,
         jobs=stores.jobs,
         records=records,
+        following=following,
         pipe=pipe,
         settlement=settlement,
         servers=servers,

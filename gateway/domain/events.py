@@ -126,7 +126,9 @@ def split(block: bytes) -> Iterator[bytes | Frame]:
 
 
 def _is_named(block: bytes) -> bool:
-    return block.startswith(b"event:") or b"\nevent:" in block
+    """Tell whether every event has its `event:` line; one without would not be found by name."""
+    named = block.count(b"\nevent:") + block.startswith(b"event:")
+    return named >= block.count(b"\ndata:") + block.startswith(b"data:")
 
 
 def _start_of_frame(block: bytes, at: int, floor: int) -> int:
@@ -161,13 +163,9 @@ def frames(block: bytes) -> Iterator[bytes]:
 def _split_by_type(block: bytes) -> Iterator[bytes | Frame]:
     # Some providers send no `event:` lines; then the JSON's own `type` tells.
     for frame in frames(block):
-        start = frame.find(b"data:")
-        data = frame[start + 5 :].strip() if start >= 0 else b""
-        if not data.startswith(b"{"):
-            yield frame
-            continue
+        lines = [line[5:].strip() for line in frame.splitlines() if line.startswith(b"data:")]
         try:
-            kind = _type.decode(data).type
+            kind = _type.decode(b"\n".join(lines)).type
         except msgspec.DecodeError:
             yield frame
             continue

@@ -211,14 +211,23 @@ def hide_ciphertext(item: Raw) -> Raw:
     return raw(document)
 
 
-def stored_output(final: Sequence[Raw], done: Mapping[str, Raw]) -> list[Raw]:
+def stored_output(final: Sequence[Raw], done: Mapping[str, tuple[int, Raw]]) -> list[Raw]:
     """Choose what to keep of a leg's output (STATE-2).
 
     The final response names the items and their order; a stream may have lacked some
-    `output_item.done`. The ciphertext of `done` is the one that upstreams take back.
+    `output_item.done`. The ciphertext of `done` is the one that upstreams take back. What was
+    done and is not in the final response counts as well: the caller has seen it.
+
+    Args:
+        done: Item id to `output_index` and item.
     """
     kept: list[Raw] = []
+    named: set[str] = set()
     for item in final:
-        id_ = _ids.decode(item).id
-        kept.append(done.get(id_, item) if id_ is not None else item)
+        id_ = _ids.decode(item).id or ""
+        named.add(id_)
+        kept.append(done[id_][1] if id_ in done else item)
+    for id_, (index, item) in done.items():
+        if id_ not in named:
+            kept.insert(index, item)
     return kept

@@ -72,8 +72,13 @@ class Turn:
 class TurnStore(Protocol):
     """Turns and their chains."""
 
-    async def record(self, turn: Turn, *, ttl: int) -> None:
-        """Write a turn, replacing what was there under its id, in one round trip."""
+    async def record(self, turn: Turn, *, ttl: int, new: bool = False) -> bool:
+        """Write a turn, replacing what was there under its id, in one round trip.
+
+        Args:
+            new: The turn was not written before. Then false when the id is that of a turn of
+                somebody else, which stays as it is: upstream ids name one turn each.
+        """
         ...
 
     async def head(self, tenant: str, turn_id: str) -> TurnHead | None:

@@ -10,7 +10,7 @@ from gateway.domain.errors import Forbidden, NotFound, Unprocessable
 from gateway.domain.identity import Role
 from gateway.domain.ports import ApprovalStore, Meter, TurnStore
 from gateway.services.answers import refusal, vote_error
-from gateway.services.callers import Caller, response_not_found
+from gateway.services.callers import Caller, owned, response_not_found
 
 logger = logging.getLogger("gateway.approvals")
 
@@ -59,7 +59,9 @@ class ApprovalService:
             NotFound: The tenant has no such response.
         """
         _require_sight(caller)
-        if await self._turns.head(caller.tenant.id, turn_id) is None:
+        head = await self._turns.head(caller.tenant.id, turn_id)
+        oversees = caller.principal.has(Role.APPROVER) or caller.principal.has(Role.AUDITOR)
+        if head is None or not (oversees or owned(head, caller)):
             raise response_not_found(turn_id)
         found, _ = await self._approvals.list(
             caller.tenant.id, status=None, turn_id=turn_id, limit=100

@@ -34,7 +34,7 @@ from gateway.domain.registry import McpServer
 from gateway.domain.requests import item_of
 from gateway.domain.turns import TurnState, View, read_state
 from gateway.services.answers import LEASE
-from gateway.services.following import RUNNING
+from gateway.services.following import RUNNING, Following
 from gateway.services.pipe import Pipe, Tee, continuation
 from gateway.services.preparation import restore_tools
 from gateway.services.records import Records
@@ -59,6 +59,7 @@ class Continuations:
         log: EventLog,
         jobs: JobQueue,
         records: Records,
+        following: Following,
         pipe: Pipe,
         settlement: Settlement,
         servers: Mapping[str, McpServer],
@@ -69,6 +70,7 @@ class Continuations:
         self._log = log
         self._jobs = jobs
         self._records = records
+        self._following = following
         self._pipe = pipe
         self._settlement = settlement
         self._servers = servers
@@ -169,6 +171,9 @@ class Continuations:
         """End a held turn with an error: on record, and on every stream that follows it."""
         running = self._running(batch)
         tee = self._tee(running)
+        state = running.state
+        last = await self._following.last_number(batch.tenant, batch.turn_id)
+        state.sequence = max(state.sequence, last + 1)  # a dead replica may have got further
 
         async def refused() -> ByteStream:
             raise error
@@ -190,6 +195,7 @@ class Continuations:
             tenant=self._tenants.get(state.tenant, Tenant(id=state.tenant)),
             view=View(state, has_mcp=True),
             held=True,
+            recorded=True,
         )
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from gateway.domain import events
+from gateway.domain.documents import raw
 from gateway.domain.errors import StoreUnavailable
 from gateway.domain.ports import EventLog, TurnStore, Wake
 
@@ -42,7 +43,7 @@ class Following:
             after: -1 for all of them.
             notices: Asked for further events whenever something may have changed.
         """
-        cursor = ""
+        cursor, seen = "", after
         with self._wake.listen(wake_key(tenant, turn_id)) as hint:
             while True:
                 try:
@@ -51,10 +52,12 @@ class Following:
                     await hint.wait(LOOK_AGAIN)  # the hold outlives the store's restart
                     continue
                 if page is None:
-                    return  # deleted, or past its time
+                    yield _deleted(turn_id, seen + 1)
+                    return
                 if notices is not None and (told := await notices()):
                     yield told
                 for last, block in page.blocks:
+                    seen = max(seen, last)
                     if last > after:
                         yield _rest_of(block, after)
                 cursor = page.cursor
@@ -62,6 +65,16 @@ class Following:
                     return
                 if not page.blocks:
                     await hint.wait(LOOK_AGAIN)
+
+    async def last_number(self, tenant: str, turn_id: str) -> int:
+        """Find the last `sequence_number` of the turn's event log, -1 without one."""
+        cursor, last = "", -1
+        while (page := await self._log.read(tenant, turn_id, cursor=cursor)) is not None:
+            last = max([last, *(number for number, _ in page.blocks)])
+            if page.end or not page.blocks:
+                break
+            cursor = page.cursor
+        return last
 
     async def exists(self, tenant: str, turn_id: str) -> bool:
         """Tell whether the turn has an event log."""
@@ -76,6 +89,17 @@ class Following:
                 if head is None or head.status not in RUNNING:
                     return
                 await hint.wait(min(left, LOOK_AGAIN))
+
+
+def _deleted(turn_id: str, sequence: int) -> bytes:
+    """End a stream whose turn was deleted, or kept no longer, under its reader (API-5)."""
+    return events.error_frames(
+        sequence=sequence,
+        kind="invalid_request_error",
+        code="response_deleted",
+        message="The response was deleted.",
+        response={"id": raw(turn_id), "object": raw("response"), "output": raw([])},
+    )
 
 
 def _rest_of(block: bytes, after: int) -> bytes:

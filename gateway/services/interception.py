@@ -55,7 +55,7 @@ _MOST_AFTER = 4096
 
 @dataclass(slots=True)
 class _Noted:
-    done: dict[str, Raw] = field(default_factory=dict)
+    done: dict[str, tuple[int, Raw]] = field(default_factory=dict)
     response: Document = field(default_factory=dict)
 
 
@@ -118,6 +118,8 @@ class Interceptor:
     def finish(self) -> bytes:
         """Take the end of the upstream's bytes: a last frame may lack its blank line."""
         rest = self._framer.rest
+        if b"\r\r" in rest:  # ends lines in a way that nothing here has looked into
+            raise MalformedFrame("lines end with CR alone")
         return self.feed(b"\n\n") if rest.strip() and self.result is None else b""
 
     @property
@@ -185,15 +187,14 @@ class Interceptor:
         if frame.type == "response.output_item.done":
             id_ = text_field(_object(document, "item"), "id")
             if id_:
-                self._noted.done[id_] = Raw(bytes(item))
+                self._noted.done[id_] = (_index(document), Raw(bytes(item)))
         self._number(document)
         shown = self._view.item(item)
         if shown is item and not self._later:
             return frame.data
         document["item"] = shown
         if self._later:
-            index = msgspec.json.decode(document.get("output_index", Raw(b"0")), type=int)
-            document["output_index"] = raw(index + self._offset)
+            document["output_index"] = raw(_index(document) + self._offset)
         return events.rewrite(frame, document)
 
     def _error(self, frame: Frame) -> bytes:
@@ -245,6 +246,13 @@ _ACTS: dict[str, Callable[[Interceptor, Frame], bytes]] = {
     "error": Interceptor._error,
 }
 """What is done with each type of frame that is acted on."""
+
+
+def _index(document: Document) -> int:
+    try:
+        return msgspec.json.decode(document.get("output_index", Raw(b"0")), type=int)
+    except msgspec.DecodeError as exc:
+        raise MalformedFrame("the event has no output_index") from exc
 
 
 def _object(document: Document, key: str) -> Document:

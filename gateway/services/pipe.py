@@ -46,7 +46,7 @@ from gateway.services.answers import LEASE, responses
 from gateway.services.failures import as_error, batch_after, unknown_response
 from gateway.services.interception import Interceptor, LegResult
 from gateway.services.legs import Leg, Legs
-from gateway.services.settlement import Running, Settlement
+from gateway.services.settlement import Running, Settlement, id_reused
 
 logger = logging.getLogger("gateway.turns")
 
@@ -285,7 +285,8 @@ class Pipe:
             return
         served = not state.stored or state.legs > 1 or running.held
         shown = running.view.final(response) if ends else response
-        await self._turns.record(
+        new, running.recorded = not running.recorded, True
+        written = await self._turns.record(
             Turn(
                 head=TurnHead(
                     id=state.turn_id,
@@ -307,7 +308,10 @@ class Pipe:
                 item_ids=ids_of(state.items) if state.keep else (),
             ),
             ttl=running.tenant.ttl if state.keep or not ends else UNKEPT_TTL,
+            new=new,
         )
+        if not written:
+            raise id_reused(state.turn_id)
 
     def _count(self, running: Running, response: Document, code: str | None) -> None:
         state = running.state

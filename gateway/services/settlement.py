@@ -69,6 +69,7 @@ class Running:
         held: Whether the turn is on record as waiting, so that its end must be too.
         waits: Whether the turn now waits for a person, and goes on as a job.
         dispatched: Whether the answers of `batch` may have reached the upstream.
+        recorded: Whether the turn has been written, so that its id is its own.
         upstream_request: The upstream's own id of the last request, for logs.
     """
 
@@ -82,7 +83,16 @@ class Running:
     held: bool = False
     waits: bool = False
     dispatched: bool = False
+    recorded: bool = False
     upstream_request: str = ""
+
+
+def id_reused(response_id: str) -> UpstreamDisconnected:
+    """The error for a response id that is missing or not new: it would name two turns at once."""
+    return UpstreamDisconnected(
+        f"The upstream gave a response the id '{response_id}', which is not a new one.",
+        code="upstream_malformed",
+    )
 
 
 class Settlement:
@@ -125,6 +135,8 @@ class Settlement:
         scrub = running.scrubber.scrub_raw
         result = replace(result, output=[scrub(item) for item in result.output])
         state = running.state
+        if not result.id or (state.legs and result.id in (state.turn_id, state.last_leg)):
+            raise id_reused(result.id)
         state.legs += 1
         state.last_leg = result.id
         state.turn_id = state.turn_id or result.id
@@ -223,7 +235,7 @@ class Settlement:
         """Put the approvals of a leg on record, claimed at once where all are decided."""
         for approval in approvals:
             self._meter.approval(server=approval.server, outcome=_outcome(approval))
-        return await self._approvals.open_batch(
+        batch = await self._approvals.open_batch(
             tenant=running.state.tenant,
             batch_id=running.state.last_leg,
             turn_id=running.state.turn_id,
@@ -232,6 +244,9 @@ class Settlement:
             ttl=running.tenant.ttl,
             claim_lease=lease,
         )
+        if {one.id for one in batch.approvals} != {one.id for one in approvals}:
+            raise id_reused(running.state.last_leg)
+        return batch
 
     def revalidate(self, running: Running, batch: Batch) -> Batch:
         """Check again, just before sending, all that an approval is bound to (APPR-7).

@@ -47,17 +47,22 @@ class LogTee(Tee):
         self._running = running
         self._blocks: list[tuple[int, bytes]] = []
         self._size = 0
+        self.begun = False
 
     @override
     def add(self, sequence: int, block: bytes) -> None:
         """Take a block."""
+        if self._size > _BUFFER and not self._running.state.keep:
+            # Nothing is kept of such a turn before it is held; a re-reader then begins later.
+            self._blocks, self._size = [], 0
         self._blocks.append((sequence, block))
         self._size += len(block)
 
     @property
     def full(self) -> bool:
         """Whether more should not be kept in memory."""
-        return self._size > _BUFFER
+        state = self._running.state
+        return self._size > _BUFFER and state.keep and state.turn_id != ""
 
     @override
     async def flush(self, *, end: bool = False) -> None:
@@ -66,6 +71,7 @@ class LogTee(Tee):
             return
         blocks, self._blocks, self._size = self._blocks, [], 0
         state = self._running.state
+        self.begun = True
         await self._log.append(
             state.tenant, state.turn_id, blocks, ttl=self._running.tenant.ttl, end=end
         )
@@ -172,6 +178,8 @@ class TurnService:
                 yield block
                 if isinstance(tee, LogTee) and tee.full:
                     await tee.flush()
+        if isinstance(tee, LogTee) and tee.begun and not running.waits:
+            await tee.flush(end=True)
         if running.waits:
             state = running.state
             look = Notices(self._approvals, state.tenant, state.turn_id).look if notices else None

@@ -42,7 +42,11 @@ def passed_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    # An upstream's header may hold any bytes; they leave as they came.
+    return [
+        (name.encode("latin-1", "ignore"), value.encode("utf-8", "surrogateescape"))
+        for name, value in headers.items()
+    ]
 
 
 class JSONAnswer:

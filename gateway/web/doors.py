@@ -48,10 +48,7 @@ class Doors:
             Unauthenticated: No key, or not a valid one.
             Forbidden: The principal lacks the role.
         """
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1")
-            for name, value in request.scope["headers"]
-        }
+        headers = _headers(request)
         principal = self.keys.authenticate(_presented(headers))
         if principal is None:
             raise Unauthenticated(
@@ -93,6 +90,22 @@ class Doors:
                 return await request.body()
         except TimeoutError as exc:
             raise BadRequest("The body did not arrive in time.", code="body_timeout") from exc
+
+
+_ONCE = frozenset({"authorization", "api-key", "gateway-end-user"})
+
+
+def _headers(request: AnyRequest) -> dict[str, str]:
+    """Read the headers; those that say who calls may come once, or a proxy saw another."""
+    headers: dict[str, str] = {}
+    for raw_name, value in request.scope["headers"]:
+        name = raw_name.decode("latin-1").lower()
+        if name in headers and name in _ONCE:
+            raise BadRequest(
+                f"The header '{name}' came twice.", code="duplicate_header", param=name
+            )
+        headers[name] = value.decode("latin-1")
+    return headers
 
 
 def _presented(headers: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ import httpx2
 import msgspec
 import pytest
 
+from tests.support.approvals import tenancy
 from tests.support.provider import (
     ENDING,
     OPENING,
@@ -94,7 +95,8 @@ async def different(stack: Stack, recordings: list[Recording]) -> list[str]:
     asking = rules(known, effect="ask", approval={"by": "caller", "approvers": ["role:caller"]})
     failed: list[str] = []
     async with provider(answer) as upstream:
-        common: dict[str, Any] = {"upstreams": [upstream.settings()], "mcp_servers": known}
+        # A response id names one turn: recordings that are sent again need another tenant.
+        common = {**tenancy(stack), "upstreams": [upstream.settings()], "mcp_servers": known}
         with (
             stack.gateway(**common, rules=rules(known, effect="allow")) as allows,
             stack.gateway(**common, rules=asking) as asks,

@@ -137,7 +137,8 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _plain(response: aiohttp.ClientResponse) -> dict[str, str]:
-    return {name.lower(): value for name, value in response.headers.items()}
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return {name: value for name, value in headers.items() if not name.startswith("gateway-")}
 
 
 class _Stream(ByteStream):

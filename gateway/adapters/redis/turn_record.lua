@@ -1,10 +1,14 @@
 -- Write a turn and the index of its items; a repeat writes the same again.
 -- KEYS: turn. ARGV: prefix, turn id, ttl in ms, parent, head, items, response, hint,
--- item ids as MessagePack.
+-- item ids as MessagePack, '1' if the turn must be new.
 -- HSET comes first: a full server refuses it, and then nothing was written.
 local key, prefix, id, ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local packed = ARGV[9]
 local items = cmsgpack.unpack(packed)
+if ARGV[10] == '1' then
+  local head = redis.call('HGET', key, 'h')
+  if head and head ~= ARGV[5] then return 0 end
+end
 local old = redis.call('HGET', key, 'i')
 redis.call('HSET', key, 'p', ARGV[4], 'h', ARGV[5], 'c', ARGV[6], 'r', ARGV[7], 'i', packed)
 redis.call('PEXPIRE', key, ttl)

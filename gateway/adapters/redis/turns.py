@@ -34,10 +34,19 @@ class RedisTurnStore(TurnStore):
 
     @override
     @store_errors
-    async def record(self, turn: Turn, *, ttl: int) -> None:
+    async def record(self, turn: Turn, *, ttl: int, new: bool = False) -> bool:
+        if await self._write(turn, ttl, new=new):
+            return True
+        taken = await self.head(turn.head.tenant, turn.head.id)
+        owner = (turn.head.subject, turn.head.end_user)
+        if taken is not None and (taken.subject, taken.end_user) != owner:
+            return False
+        return await self._write(turn, ttl, new=False)
+
+    async def _write(self, turn: Turn, ttl: int, *, new: bool) -> bool:
         head = turn.head
         tenant, turn_id = head.tenant, head.id
-        await self._record(
+        written = await self._record(
             keys.turn(tenant, turn_id),
             keys.prefix(tenant),
             _raw(turn_id),
@@ -50,7 +59,9 @@ class RedisTurnStore(TurnStore):
             self._seal(turn.response, tenant, "turn.response", turn_id),
             _raw(keys.wake_turn(tenant, turn_id)),
             _ENCODER.encode(turn.item_ids),
+            int(new),
         )
+        return bool(written)
 
     @override
     @store_errors
