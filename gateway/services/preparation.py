@@ -281,10 +281,17 @@ class Preparation:
 
 
 def _check_ended(head: TurnHead, request: CreateRequest, *, stateless: bool) -> None:
-    """Refuse to go on from a turn that has not ended.
+    """Refuse to go on from a turn that has not ended, or whose requests nobody answered.
 
     A background turn ends upstream, and may have done so unseen: there the upstream decides.
     """
+    if head.status == "cancelled" and head.batch:
+        raise Conflict(
+            f"The response '{head.id}' was cancelled while it waited for approvals; go on from "
+            "the response before it.",
+            code="response_cancelled",
+            param="previous_response_id",
+        )
     if head.status not in ("in_progress", "queued") or request.approval_responses:
         return
     if head.batch or not head.stored or stateless:

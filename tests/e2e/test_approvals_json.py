@@ -11,6 +11,7 @@ from tests.support.approvals import (
     marker,
     output_types,
     pending,
+    refused,
     settled,
     tenancy,
     text_of,
@@ -160,3 +161,17 @@ async def pending_status(gateway: Gateway, response: dict[str, object]) -> objec
     async with gateway.http() as client:
         listed = await client.get(f"/v1/responses/{response['id']}/approvals")
         return listed.json()["data"][0]["status"]
+
+
+@pytest.mark.covers("APPR-3")
+@pytest.mark.parametrize("store", [True, False])
+async def test_a_turn_that_was_cancelled_while_it_was_held_is_no_parent(
+    gateway: Gateway, store: bool
+) -> None:
+    word = marker()
+    held = (await create(gateway, issue(word), store=store)).json()
+    async with gateway.http() as client:
+        cancelled = await client.post(f"/v1/responses/{held['id']}/cancel")
+        assert cancelled.json()["status"] == "cancelled"
+    status, error = await refused(gateway, "/echo hi", previous_response_id=held["id"], store=store)
+    assert (status, error["code"]) == (409, "response_cancelled")
