@@ -125,7 +125,7 @@ async def test_every_recorded_stream_of_the_repository_passes(stack: Stack) -> N
 async def test_every_other_recorded_stream_passes(stack: Stack) -> None:
     recordings = recorded_streams(ALL)
     failed = await different(stack, recordings)
-    assert [name for name in failed if "openrouter" not in name] == []  # it ends with [DONE]
+    assert failed == []
     assert len(recordings) >= 100
 
 
