@@ -626,6 +626,12 @@ class Scrubber:
 
 
 @lru_cache(maxsize=1024)
+def scrubber_of(secrets: tuple[str, ...]) -> Scrubber:
+    """Return the scrubber that knows the secrets; the same ones come with every turn."""
+    return Scrubber(secrets)
+
+
+@lru_cache(maxsize=1024)
 def _spellings(secret: str) -> frozenset[bytes]:
     """Write a text as encoders do: plain, ASCII only, with `/` escaped, and inside JSON text."""
     plain = encode(secret)[1:-1]

@@ -15,7 +15,7 @@ from gateway.domain.history import without_reasoning
 from gateway.domain.ports import ByteStream, Meter, SecretSource, UpstreamAnswer, UpstreamClient
 from gateway.domain.registry import ApiKeyAuth, Upstream, upstream_named
 from gateway.domain.requests import ENCRYPTED_REASONING
-from gateway.domain.tools import Scrubber, Tools, join
+from gateway.domain.tools import Scrubber, Tools, join, scrubber_of
 from gateway.domain.turns import TurnState
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Legs:
         auth = upstream_named(self._upstreams, upstream).auth
         known = [await self._secrets.resolve(auth.value)] if isinstance(auth, ApiKeyAuth) else []
         if not tools.parts:
-            return None, Scrubber(known)
+            return None, scrubber_of(tuple(known))
         secrets: dict[str, dict[str, str]] = {}
         for attachment in tools.attachments:
             if attachment.server is not None:
@@ -77,7 +77,7 @@ class Legs:
                 }
                 secrets[attachment.label] = headers
                 known += [*headers.values(), *attachment.forwarded.values()]
-        return join(tools, secrets), Scrubber(known)
+        return join(tools, secrets), scrubber_of(tuple(known))
 
     async def open(self, leg: Leg, tools: Raw | None) -> ByteStream:
         """Open the leg's stream. Raises the errors of `UpstreamClient`."""
