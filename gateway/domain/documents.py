@@ -27,7 +27,6 @@ MAX_VALUES = 500_000
 T = TypeVar("T")
 
 _document = msgspec.json.Decoder(Document)
-_documents = msgspec.json.Decoder(list[Document])
 _raws = msgspec.json.Decoder(list[Raw])
 _encoder = msgspec.json.Encoder()
 
@@ -124,11 +123,6 @@ def parse_document(data: bytes | Raw) -> Document:
         msgspec.DecodeError: It is not a JSON object.
     """
     return _document.decode(data)
-
-
-def parse_documents(data: bytes | Raw) -> list[Document]:
-    """Decode a JSON array of objects."""
-    return _documents.decode(data)
 
 
 def parse_array(data: bytes | Raw) -> list[Raw]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.domain.documents import NULL, Document, Raw, parse_array, parse_document, raw
+from gateway.domain.documents import NULL, Document, Raw, parse_array, raw
 from gateway.domain.history import Kept, hide_ciphertext
 from gateway.domain.tools import public_tools
 
@@ -198,11 +198,6 @@ def is_type(item: Raw, kind: str) -> bool:
     return msgspec.json.decode(item, type=_Typed).type == kind
 
 
-def unanswered(output: Sequence[Raw], answered: set[str]) -> list[ApprovalRequest]:
-    """The approval requests that were not answered inside the turn."""
-    return [request for request in approval_requests(output) if request.id not in answered]
-
-
 def text_field(document: Document, key: str) -> str:
     """Read a string field of an upstream's document, "" when it is not one."""
     try:
@@ -220,8 +215,3 @@ def output_of(response: Document) -> list[Raw]:
 def read_state(data: bytes) -> TurnState:
     """Decode a held turn."""
     return msgspec.json.decode(data, type=TurnState)
-
-
-def read_response(data: bytes) -> Document:
-    """Decode a stored response."""
-    return parse_document(data)

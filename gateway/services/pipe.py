@@ -39,7 +39,15 @@ from gateway.domain.errors import (
     UpstreamRefused,
 )
 from gateway.domain.history import Kept, ids_of, pack
-from gateway.domain.ports import ApprovalStore, ByteStream, Meter, Turn, TurnHead, TurnStore
+from gateway.domain.ports import (
+    ApprovalStore,
+    ByteStream,
+    Meter,
+    Turn,
+    TurnHead,
+    TurnStore,
+    UpstreamAnswer,
+)
 from gateway.domain.tools import Scrubber
 from gateway.domain.turns import TurnState, text_field
 from gateway.services.answers import LEASE, responses
@@ -82,14 +90,6 @@ class Ended:
 Outcome = Next | Held | Ended
 
 
-@dataclass(frozen=True, slots=True)
-class LegAnswer:
-    """The headers and body of a JSON leg."""
-
-    headers: Mapping[str, str]
-    body: bytes
-
-
 class Tee:
     """Keeps a copy of the caller's stream for whoever joins later; this one keeps nothing."""
 
@@ -130,14 +130,14 @@ class Pipe:
         running.upstream_request = request_id(stream.headers)
         return stream
 
-    async def send(self, running: Running, leg: Leg) -> LegAnswer:
+    async def send(self, running: Running, leg: Leg) -> UpstreamAnswer:
         """Send a leg and read its JSON."""
         tools, running.scrubber = await self._legs.join(running.tools, running.state.upstream)
         await self._dispatch(running)
         with _scrubbed(running.scrubber):
             answer = await self._legs.send(leg, tools)
         running.upstream_request = request_id(answer.headers)
-        return LegAnswer(answer.headers, answer.body)
+        return answer
 
     async def _dispatch(self, running: Running) -> None:
         """Write `dispatched` before the request leaves: it is sent at most once (APPR-5)."""
