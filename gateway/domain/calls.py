@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -78,7 +78,7 @@ class Call:
     groups: frozenset[str] = frozenset()
     end_user: str = ""
     trust: Trust = "untrusted"
-    annotations: Annotations = Annotations()
+    annotations: Annotations = field(default_factory=Annotations)
     pin: PinStatus = "unseen"
     definition_hash: str = ""
-    chain: ChainFacts = ChainFacts()
+    chain: ChainFacts = field(default_factory=ChainFacts)

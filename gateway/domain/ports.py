@@ -222,10 +222,12 @@ class ApprovalStore(Protocol):
         fence: int,
         status: BatchStatus,
         next_response_id: str | None = None,
+        upstream_request: str = "",
     ) -> bool:
         """End a claim as `done`, `failed` or `indeterminate`, or give it back as `ready`.
 
         `ready` is for a continuation of which nothing ran: it may be claimed once more.
+        `upstream_request` is the upstream's own id of the request that was sent, for the audit.
         """
         ...
 

@@ -43,6 +43,16 @@ local function webhook(id, event)
   job('k', 'webhook', 's', id, 'e', 'approval.' .. event, 'i', 'evt_' .. id .. '_' .. event)
 end
 
+-- Every transition leaves an entry for the audit, in the same script, so that neither is on record
+-- without the other (APPR-11); it is chained later, by whichever replica comes first. A full server refuses a script at its first write that
+-- needs memory: so this comes first, but after a ZREM where time alone has decided.
+-- `id` is an approval's or a batch's; what else matters is read from its record by the chainer.
+-- Fields: s status · by what decided · f fence · u the upstream's id of the request · nx its response
+-- · vote, note: sealed as in the record · detail: sealed by `seal_detail` (audit.py), who and why.
+local function audit(event, id, ...)
+  redis.call('XADD', prefix .. 'audit:new', '*', 'e', event, 'i', id, ...)
+end
+
 -- Records end by their TTL, index entries do not: drop some whose record is gone.
 local function prune(index)
   for _, id in ipairs(redis.call('ZRANGE', index, 0, 7)) do
@@ -63,11 +73,13 @@ local function set_ready(id, key)
 end
 
 -- Give a pending approval its final status; the last of a batch makes the batch ready.
-local function resolve(id, status, decided)
+-- What follows `decided` goes into the audit: the sealed vote or note that decided.
+local function resolve(id, status, decided, ...)
   local key = apr(id)
   local a = redis.call('HMGET', key, 'b', 't', 'by')
   redis.call('ZREM', prefix .. 'deadlines', id)
   redis.call('ZREM', prefix .. 'aprs:status:pending', id)
+  audit('approval.resolved', id, 's', status, 'by', decided, ...)
   local score = redis.call('ZSCORE', prefix .. 'aprs', id)
   if score then file(id, status, score, redis.call('PTTL', key)) end
   redis.call('HSET', key, 's', status, 'd', decided, 'da', int(now))
@@ -121,6 +133,7 @@ end
 
 local function doubt(id, key)
   redis.call('ZREM', prefix .. 'leases', id)
+  audit('continuation.indeterminate', id, 'f', redis.call('HGET', key, 'f'))
   redis.call('HSET', key, 's', 'indeterminate')
   touched(redis.call('HGET', key, 't'))
 end
@@ -143,6 +156,11 @@ function op.open()
   for n = 9, #ARGV, 10 do
     local a, status, by = ARGV[n], ARGV[n + 2], ARGV[n + 6]
     ids[#ids + 1] = a
+    if status == 'pending' then
+      audit('approval.requested', a)
+    else
+      audit('approval.resolved', a, 's', status, 'by', ARGV[n + 9])
+    end
     redis.call('HSET', apr(a), 'c', ARGV[n + 1], 's', status, 'b', id, 't', turn,
       'f', ARGV[n + 3], 'q', ARGV[n + 4], 'n', 0, 'v', 1, 'x', ARGV[n + 5], 'by', by,
       'ca', int(now), 'ea', int(now + ARGV[n + 7]))
@@ -174,6 +192,7 @@ function op.open()
   if open == 0 then
     if claim then
       -- The caller goes on by itself; if it dies, whoever asks for the batch may claim it.
+      audit('continuation.claimed', id, 'f', 1)
       redis.call('HSET', key, 's', 'claimed', 'f', 1, 'j', '0')
       lease(id, key, claim)
     else
@@ -216,7 +235,10 @@ local function sweep(most)
     else
       redis.call('ZREM', prefix .. 'leases', id)
       -- Its worker is gone before it sent anything; its job may be gone as well.
-      if b[1] == 'claimed' and b[2] == '1' then set_ready(id, key) end
+      if b[1] == 'claimed' and b[2] == '1' then
+        audit('continuation.released', id, 'f', redis.call('HGET', key, 'f'))
+        set_ready(id, key)
+      end
     end
   end
   return {done, #due == most or #late == most}
@@ -267,13 +289,14 @@ function op.vote()
   if a[1] ~= 'pending' then return {'already_decided', show(id)} end
   if version ~= '' and version ~= a[3] then return {'version_mismatch', show(id)} end
   local token = ARGV[9 + count]
+  audit('approval.voted', id, 's', verdict, 'by', token, 'vote', ARGV[6])
   local order = redis.call('HGET', key, 'vo')
   redis.call('HSET', key, 'v:' .. token, verdict .. ':' .. ARGV[6],
     'vo', order and order .. ' ' .. token or token)
   if verdict == 'deny' then
-    resolve(id, 'denied', token)
+    resolve(id, 'denied', token, 'vote', ARGV[6])
   elseif redis.call('HINCRBY', key, 'n', 1) >= tonumber(a[4]) then
-    resolve(id, 'approved', token)
+    resolve(id, 'approved', token, 'vote', ARGV[6])
   else
     redis.call('HINCRBY', key, 'v', 1)
     touched(a[5])
@@ -298,8 +321,9 @@ function op.claim()
   if b[1] == 'claimed' and b[3] == nonce then return show_batch(key) end
   if b[1] == 'dispatched' and lapsed then doubt(id, key) end
   if b[1] ~= 'ready' and not (b[1] == 'claimed' and lapsed) then return false end
-  redis.call('HSET', key, 's', 'claimed', 'cn', nonce)
-  redis.call('HINCRBY', key, 'f', 1)
+  local fence = redis.call('HGET', key, 'f') + 1
+  audit('continuation.claimed', id, 'f', int(fence))
+  redis.call('HSET', key, 's', 'claimed', 'cn', nonce, 'f', int(fence))
   lease(id, key, ms)
   return show_batch(key)
 end
@@ -320,17 +344,23 @@ function op.dispatch()
   if b[2] ~= ARGV[5] then return 0 end
   if b[1] == 'dispatched' then return b[4] == ARGV[6] and 1 or 0 end
   if b[1] ~= 'claimed' or now >= tonumber(b[3]) then return 0 end
+  audit('continuation.dispatched', ARGV[4], 'f', b[2])
   redis.call('HSET', key, 's', 'dispatched', 'dn', ARGV[6])
   return 1
 end
 
--- id, fence, status, next response id
+local ENDED = {
+  done = 'completed', failed = 'failed', indeterminate = 'indeterminate', ready = 'released',
+}
+
+-- id, fence, status, next response id, the upstream's id of the request
 function op.finish()
   local key = batch_key(ARGV[4])
   local b = redis.call('HMGET', key, 's', 'f', 't', 'nx')
   if b[2] ~= ARGV[5] then return 0 end
   if b[1] == ARGV[6] then return (b[4] or '') == ARGV[7] and 1 or 0 end
   if b[1] ~= 'claimed' and b[1] ~= 'dispatched' then return 0 end
+  audit('continuation.' .. ENDED[ARGV[6]], ARGV[4], 'f', b[2], 'u', ARGV[8], 'nx', ARGV[7])
   redis.call('HSET', key, 's', ARGV[6], 'nx', ARGV[7])
   redis.call('ZREM', prefix .. 'leases', ARGV[4])
   -- Nothing ran, so the same answers may be claimed and sent once more.
@@ -346,11 +376,12 @@ function op.abandon()
   local b = redis.call('HMGET', key, 's', 't', 'an')
   if b[1] == 'abandoned' then return b[3] == ARGV[6] and 1 or 0 end
   if b[1] ~= 'waiting' then return 0 end
+  audit('continuation.abandoned', ARGV[4], 'note', ARGV[5])
   redis.call('HSET', key, 's', 'abandoned', 'o', 0, 'an', ARGV[6])
   for _, id in ipairs(members(key)) do
     if redis.call('HGET', apr(id), 's') == 'pending' then
       redis.call('HSET', apr(id), 'note', ARGV[5])
-      resolve(id, 'canceled', '')
+      resolve(id, 'canceled', '', 'note', ARGV[5])
     end
   end
   touched(b[2])

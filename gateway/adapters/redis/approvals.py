@@ -240,11 +240,16 @@ class RedisApprovalStore(ApprovalStore):
         fence: int,
         status: BatchStatus,
         next_response_id: str | None = None,
+        upstream_request: str = "",
     ) -> bool:
         if status not in _ENDS:
             raise ValueError(f"a batch does not end as {status.value}")
         following = _raw(next_response_id or "")
-        return bool(await self._call("finish", tenant, batch_id, fence, status.value, following))
+        return bool(
+            await self._call(
+                "finish", tenant, batch_id, fence, status.value, following, upstream_request
+            )
+        )
 
     @override
     @store_errors

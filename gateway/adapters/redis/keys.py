@@ -13,6 +13,7 @@
     gw:{tenant}:leases                    ZSET    claimed batches by the end of their lease
     gw:{tenant}:jobs                      STREAM  jobs to do now, with the group `workers`
     gw:{tenant}:jobs:later                ZSET    jobs to do later, by their time
+    gw:{tenant}:audit:new                 STREAM  what happened and is not in the audit yet
 
 The braces are the hash tag: everything of a tenant lies in one slot of a Cluster, so that a
 script may touch any of it. Scripts get the tenant's prefix and append what is known only inside
