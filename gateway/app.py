@@ -130,11 +130,12 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     )
     meter = PrometheusMeter(models=models, servers=servers)
     health = Health(stores.probe)
+    lease = settings.server.lease
 
     following = Following(log=stores.log, turns=stores.turns, wake=stores.wake)
     records = Records(turns=stores.turns, approvals=stores.approvals, following=following)
     preparation = Preparation(
-        turns=stores.turns, answers=NativeAnswers(stores.approvals), catalog=catalog
+        turns=stores.turns, answers=NativeAnswers(stores.approvals, lease=lease), catalog=catalog
     )
     legs = Legs(upstream=upstream, secrets=secrets, upstreams=upstreams, meter=meter)
     keys = KeyRing(settings.to_api_keys())
@@ -150,6 +151,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         turns=stores.turns,
         approvals=stores.approvals,
         meter=meter,
+        lease=lease,
     )
     continuations = Continuations(
         approvals=stores.approvals,
@@ -162,6 +164,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         settlement=settlement,
         servers=servers,
         tenants=tenants,
+        lease=lease,
     )
     worker = Worker(
         jobs=stores.jobs,
@@ -241,17 +244,19 @@ async def _stores(
             connect_timeout=settings.redis.connect_timeout,
         )
     )
-    return make_stores(clients.commands, clients.pubsub, cipher)
+    return make_stores(clients.commands, clients.pubsub, cipher, lease=settings.server.lease)
 
 
-def make_stores(commands: Client, pubsub: Client, cipher: CipherRing) -> Stores:
+def make_stores(
+    commands: Client, pubsub: Client, cipher: CipherRing, *, lease: float
+) -> Stores:
     """Make the stores of one process."""
     consumer = f"{socket.gethostname()}-{os.getpid()}"
     return Stores(
         turns=RedisTurnStore(commands, cipher),
         approvals=RedisApprovalStore(commands, cipher),
         log=RedisEventLog(commands, cipher),
-        jobs=RedisJobQueue(commands, consumer),
+        jobs=RedisJobQueue(commands, consumer, lease=lease),
         wake=RedisWake(pubsub),
         probe=RedisProbe(commands),
     )

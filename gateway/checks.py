@@ -6,6 +6,7 @@ fault, which names the setting; an empty list is the only verdict to start on.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from gateway.domain.errors import SecretUnavailable
 from gateway.domain.identity import Principal, Role
 from gateway.domain.rules import ApprovalTerms, Effect
 from gateway.domain.secrets import SecretRef
+from gateway.services import failpoints
 from gateway.settings import ApiKeyAuthSettings, McpServerSettings, Settings
 from gateway.settings.fields import header_value
 from gateway.settings.model import is_loopback
@@ -37,8 +39,10 @@ async def live_faults(settings: Settings) -> list[str]:
     from gateway.adapters.secrets import SecretResolver
 
     resolver = SecretResolver()
+    failpoint = failpoints.fault(os.environ)
     try:
-        found = await _secret_faults(settings, resolver.resolve)
+        found = [failpoint] if failpoint else []
+        found += await _secret_faults(settings, resolver.resolve)
         return found + await _redis_faults(settings, resolver.resolve)
     finally:
         await resolver.aclose()

@@ -213,8 +213,9 @@ def _called(item: Raw) -> str | None:
 class NativeAnswers:
     """Reads the answers in a request's input."""
 
-    def __init__(self, approvals: ApprovalStore) -> None:
+    def __init__(self, approvals: ApprovalStore, *, lease: float = LEASE) -> None:
         self._approvals = approvals
+        self._lease = lease
 
     async def take(
         self,
@@ -358,7 +359,7 @@ class NativeAnswers:
             raise pending_conflict(batch)
         if not any(approval.by == "caller" for approval in batch.approvals):
             return Answers(batch, join=batch.turn_id)
-        claimed = await self._approvals.claim(tenant, batch_id, lease=LEASE)
+        claimed = await self._approvals.claim(tenant, batch_id, lease=self._lease)
         if claimed is None:
             raise Conflict(
                 "These approvals have been answered and continued already.",

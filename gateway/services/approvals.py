@@ -11,6 +11,7 @@ from gateway.domain.identity import Role
 from gateway.domain.ports import ApprovalStore, Meter, TurnStore
 from gateway.services.answers import refusal, vote_error
 from gateway.services.callers import Caller, owned, response_not_found
+from gateway.services.failpoints import Point, reached
 
 logger = logging.getLogger("gateway.approvals")
 
@@ -124,6 +125,7 @@ class ApprovalService:
             reason=reason,
             version=version,
         )
+        reached(Point.AFTER_VOTE)
         if result.problem is not None:
             raise vote_error(result.problem, result.approval)
         if result.approval is None:

@@ -34,6 +34,7 @@ from gateway.domain.registry import McpServer
 from gateway.domain.requests import item_of
 from gateway.domain.turns import TurnState, View, read_state
 from gateway.services.answers import LEASE
+from gateway.services.failpoints import Point, reached
 from gateway.services.following import RUNNING, Following
 from gateway.services.pipe import Pipe, Tee, continuation
 from gateway.services.preparation import restore_tools
@@ -64,7 +65,9 @@ class Continuations:
         settlement: Settlement,
         servers: Mapping[str, McpServer],
         tenants: Mapping[str, Tenant],
+        lease: float = LEASE,
     ) -> None:
+        self._lease = lease
         self._approvals = approvals
         self._turns = turns
         self._log = log
@@ -78,8 +81,10 @@ class Continuations:
 
     async def run(self, job: Job) -> None:
         """Run one job; a job that another worker holds is left to it."""
-        batch = await self._approvals.claim(job.tenant, job.subject, lease=LEASE)
+        reached(Point.BEFORE_CLAIM)
+        batch = await self._approvals.claim(job.tenant, job.subject, lease=self._lease)
         if batch is not None:
+            reached(Point.AFTER_CLAIM)
             try:
                 async with self._renewed(batch):
                     await self._continue(batch)
@@ -88,6 +93,7 @@ class Continuations:
             except* Exception:
                 logger.exception("a held turn cannot go on", extra={"turn": batch.turn_id})
                 await self._spoil(batch)
+            reached(Point.BEFORE_DONE)
             await self._jobs.done(job)
             return
         left = await self._approvals.batch(job.tenant, job.subject)
@@ -103,10 +109,10 @@ class Continuations:
         async def renew() -> None:
             held = True
             while held:
-                await asyncio.sleep(LEASE / 3)
+                await asyncio.sleep(self._lease / 3)
                 try:
                     held = await self._approvals.renew(
-                        batch.tenant, batch.id, fence=batch.fence, lease=LEASE
+                        batch.tenant, batch.id, fence=batch.fence, lease=self._lease
                     )
                 except GatewayError as exc:
                     logger.warning("a claim could not be renewed", extra={"code": exc.code})

@@ -51,6 +51,7 @@ from gateway.domain.ports import (
 from gateway.domain.tools import Scrubber
 from gateway.domain.turns import TurnState, text_field
 from gateway.services.answers import LEASE, responses
+from gateway.services.failpoints import Point, reached
 from gateway.services.failures import as_error, batch_after, unknown_response
 from gateway.services.interception import Interceptor, LegResult
 from gateway.services.legs import Leg, Legs
@@ -114,7 +115,9 @@ class Pipe:
         turns: TurnStore,
         approvals: ApprovalStore,
         meter: Meter,
+        lease: float = LEASE,
     ) -> None:
+        self._lease = lease
         self._legs = legs
         self._settlement = settlement
         self._turns = turns
@@ -127,6 +130,8 @@ class Pipe:
         await self._dispatch(running)
         with _scrubbed(running.scrubber):
             stream = await self._legs.open(leg, tools)
+        if running.dispatched:
+            reached(Point.AFTER_POST)
         running.upstream_request = request_id(stream.headers)
         return stream
 
@@ -142,12 +147,15 @@ class Pipe:
     async def _dispatch(self, running: Running) -> None:
         """Write `dispatched` before the request leaves: it is sent at most once (APPR-5)."""
         batch = running.batch
-        if batch is not None and not await self._approvals.dispatch(
-            running.state.tenant, batch.id, fence=batch.fence
-        ):
+        running.dispatched = False
+        if batch is None:
+            return
+        reached(Point.BEFORE_DISPATCH)
+        if not await self._approvals.dispatch(running.state.tenant, batch.id, fence=batch.fence):
             running.batch = None
             raise Conflict("The approvals were continued elsewhere.", code="already_continued")
-        running.dispatched = batch is not None
+        running.dispatched = True
+        reached(Point.AFTER_DISPATCH)
 
     async def events(
         self, running: Running, opening: Callable[[], Awaitable[ByteStream]], tee: Tee
@@ -180,6 +188,8 @@ class Pipe:
                     break
                 stream = await self.open(running, outcome.leg)
             if isinstance(outcome, Ended):
+                if running.held:
+                    reached(Point.BEFORE_TERMINAL)
                 block = reader.terminal_frame()
                 tee.add(reader.sequence, block)
                 yield block
@@ -235,6 +245,7 @@ class Pipe:
         answered = running.batch
         outcome = await self._follow(running, result, tee)
         if answered is not None:
+            reached(Point.BEFORE_FINISH)
             await self._finish(running, answered, BatchStatus.DONE, result.id)
             if running.batch is answered:
                 running.batch = None
@@ -247,7 +258,7 @@ class Pipe:
             return Ended()
         pending = [one for one in approvals if one.status is ApprovalStatus.PENDING]
         if not pending:
-            batch = await self._settlement.open(running, approvals, held=b"", lease=LEASE)
+            batch = await self._settlement.open(running, approvals, held=b"", lease=self._lease)
             return Next(continuation(running, self._settlement.revalidate(running, batch)))
         if any(one.by == "caller" for one in pending):
             batch = await self._settlement.open(running, approvals, held=b"", lease=None)
@@ -264,7 +275,9 @@ class Pipe:
         shown = {**running.view.final(result.response), "status": raw("in_progress")}
         await self._record(running, shown, batch=result.id, status="in_progress")
         held = encode(running.state)
+        reached(Point.BEFORE_OPEN_BATCH)
         batch = await self._settlement.open(running, approvals, held=held, lease=None)
+        reached(Point.AFTER_OPEN_BATCH)
         running.waits = True
         return Held(batch)
 
