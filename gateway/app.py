@@ -247,9 +247,7 @@ async def _stores(
     return make_stores(clients.commands, clients.pubsub, cipher, lease=settings.server.lease)
 
 
-def make_stores(
-    commands: Client, pubsub: Client, cipher: CipherRing, *, lease: float
-) -> Stores:
+def make_stores(commands: Client, pubsub: Client, cipher: CipherRing, *, lease: float) -> Stores:
     """Make the stores of one process."""
     consumer = f"{socket.gethostname()}-{os.getpid()}"
     return Stores(
