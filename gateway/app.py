@@ -41,6 +41,7 @@ from gateway.services.continuations import Continuations, Sweeper
 from gateway.services.conversations import ConversationService
 from gateway.services.following import Following
 from gateway.services.health import Health
+from gateway.services.judgement import Judge
 from gateway.services.legs import Legs
 from gateway.services.pipe import Pipe
 from gateway.services.preparation import Catalog, Preparation
@@ -122,7 +123,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     rules = settings.to_rule_set()
     upstreams = {one.name: one for one in settings.to_upstreams()}
     upstream = RedactingUpstreams(client, secrets=secrets, upstreams=upstreams, servers=servers)
-    catalog = Catalog(models, next(iter(upstreams)), servers, rules)
+    catalog = Catalog(models, next(iter(upstreams)), servers)
     bounds = Bounds(
         max_depth=settings.server.max_json_depth,
         max_tools=settings.server.max_tools,
@@ -134,17 +135,16 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
 
     following = Following(log=stores.log, turns=stores.turns, wake=stores.wake)
     records = Records(turns=stores.turns, approvals=stores.approvals, following=following)
+    keys = KeyRing(settings.to_api_keys())
+    judge = Judge(rules=rules, active=lambda key_id: keys.entry(key_id) is not None)
     preparation = Preparation(
-        turns=stores.turns, answers=NativeAnswers(stores.approvals, lease=lease), catalog=catalog
+        turns=stores.turns,
+        answers=NativeAnswers(stores.approvals, lease=lease),
+        catalog=catalog,
+        judge=judge,
     )
     legs = Legs(upstream=upstream, secrets=secrets, upstreams=upstreams, meter=meter)
-    keys = KeyRing(settings.to_api_keys())
-    settlement = Settlement(
-        approvals=stores.approvals,
-        rules=rules,
-        meter=meter,
-        active=lambda key_id: keys.entry(key_id) is not None,
-    )
+    settlement = Settlement(approvals=stores.approvals, judge=judge, meter=meter)
     pipe = Pipe(
         legs=legs,
         settlement=settlement,

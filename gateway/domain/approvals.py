@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from gateway.domain.calls import UNANNOTATED, Annotations
 from gateway.domain.identity import Principal, Role
+from gateway.domain.registry import Trust
 
 
 class ApprovalStatus(StrEnum):
@@ -61,6 +63,9 @@ class Approval:
         id: Ours, `apr_…`; `request_id` is the upstream's, `mcpr_…`.
         turn_id: The response id that the caller sees; `response_id` the leg that asked.
         batch_id: Equal to `response_id`; the tenant scopes it.
+        definition_hash: Of the tool's pinned definition when it was asked for, or "" (MCP-5).
+        annotations, trust: What the tool said of itself, and whether its server is vouched for.
+        chain_id: The response id of the chain's first turn.
         arguments: The raw JSON text from the upstream, never re-encoded.
         requester: Subject of the principal whose turn asks.
         end_user: The end user that the turn is for, or "".
@@ -86,6 +91,10 @@ class Approval:
     fingerprint: str
     requester: str
     end_user: str = ""
+    definition_hash: str = ""
+    annotations: Annotations = UNANNOTATED
+    trust: Trust = "untrusted"
+    chain_id: str = ""
     rule: str = "default"
     rule_reason: str | None = None
     by: Literal["approver", "caller", "policy"] = "approver"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
-from gateway.domain.registry import Trust
+from gateway.domain.registry import McpServer, Trust
 
 
 class Annotations(msgspec.Struct, frozen=True):
@@ -33,6 +33,10 @@ class Annotations(msgspec.Struct, frozen=True):
         return self.verified and (self.read_only is True or self.idempotent is True)
 
 
+UNANNOTATED = Annotations()
+"""A tool that says nothing of itself."""
+
+
 class ChainFacts(msgspec.Struct, frozen=True):
     """What is known of a chain, carried from turn to turn in each turn's head.
 
@@ -52,6 +56,15 @@ class ChainFacts(msgspec.Struct, frozen=True):
     tokens: int = 0
     denied: tuple[str, ...] = ()
 
+    def after(self, server: McpServer | None) -> ChainFacts:
+        """Return the facts once a tool of the server has run; `None` is a caller's own server."""
+        if server is not None and server.trust != "untrusted":
+            return self
+        return msgspec.structs.replace(self, saw_untrusted=True)
+
+
+NEW_CHAIN = ChainFacts()
+"""A chain without any turn."""
 
 PinStatus = Literal["unseen", "trusted", "quarantined"]
 
@@ -78,7 +91,7 @@ class Call:
     groups: frozenset[str] = frozenset()
     end_user: str = ""
     trust: Trust = "untrusted"
-    annotations: Annotations = field(default_factory=Annotations)
+    annotations: Annotations = UNANNOTATED
     pin: PinStatus = "unseen"
     definition_hash: str = ""
-    chain: ChainFacts = field(default_factory=ChainFacts)
+    chain: ChainFacts = NEW_CHAIN

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from gateway.domain.approvals import Approval, Batch, BatchStatus, Verdict
+from gateway.domain.calls import NEW_CHAIN, ChainFacts
 from gateway.domain.secrets import SecretRef
 
 
@@ -33,6 +34,7 @@ class TurnHead:
         model: The model name that the caller used.
         batch: Id of the open approval batch, or "".
         served: Whether the gateway's record is the response; else the upstream is asked for it.
+        facts: What is known of the chain up to this turn.
     """
 
     id: str
@@ -48,6 +50,7 @@ class TurnHead:
     model: str = ""
     batch: str = ""
     served: bool = False
+    facts: ChainFacts = NEW_CHAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

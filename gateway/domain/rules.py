@@ -12,6 +12,8 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from gateway.domain.calls import Call
+
 
 class Effect(StrEnum):
     """What a rule says, from the least to the most restrictive."""
@@ -96,6 +98,10 @@ class RuleSet:
             if len(self._cache) < 10_000:  # names come from outside, so the cache is bounded
                 self._cache[server, tool] = known
         return known
+
+    def judge(self, call: Call) -> Ruling:
+        """Decide one call."""
+        return self.decide(call.server, call.tool)
 
     def _decide(self, server: str, tool: str) -> Ruling:
         if server not in self._servers:

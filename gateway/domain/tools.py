@@ -85,7 +85,7 @@ class Attachment:
     tightened: frozenset[str] | None = frozenset()
 
     def ruling(self, rules: RuleSet, tool: str) -> Ruling:
-        """Decide a call: the rules, then the tools offered, then the caller's tightening.
+        """Say what holds for every call of a tool: what is compiled into the request (MCP-4).
 
         An upstream may ask for, or report, a tool that it was never offered.
         """
@@ -96,9 +96,13 @@ class Attachment:
             return ruling
         if self.offered is not None and tool not in self.offered:
             return NOT_OFFERED
-        if ruling.effect is Effect.ALLOW and (self.tightened is None or tool in self.tightened):
+        if ruling.effect is Effect.ALLOW and self.tightens(tool):
             return BY_CALLER
         return ruling
+
+    def tightens(self, tool: str) -> bool:
+        """Whether the caller wants to decide the tool's calls itself."""
+        return self.tightened is None or tool in self.tightened
 
     @property
     def offered(self) -> frozenset[str] | None:
@@ -151,7 +155,7 @@ class Tools:
         return next((part for part in self.attachments if part.label == label), None)
 
     def ruling(self, rules: RuleSet, server: str, tool: str) -> Ruling:
-        """Decide a call in this turn; a server that it does not have is denied."""
+        """Say what holds for every call of a tool in this turn."""
         attachment = self.attachment(server)
         return UNKNOWN if attachment is None else attachment.ruling(rules, tool)
 

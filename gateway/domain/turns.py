@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.domain.calls import NEW_CHAIN, ChainFacts
 from gateway.domain.documents import NULL, Document, Raw, parse_array, raw
 from gateway.domain.history import Kept, hide_ciphertext
 from gateway.domain.tools import public_tools
@@ -38,6 +39,8 @@ class TurnState(msgspec.Struct):
 
     Attributes:
         tenant, subject, end_user, key_id: Who the turn is for.
+        roles, groups: Of the principal that began the turn; rules look at them.
+        facts: What is known of the chain so far.
         turn_id: The response id that the caller sees: that of the first leg; "" before it.
         upstream: The upstream of the whole chain (CHAIN-2).
         parent: The turn before, as the caller named it.
@@ -67,6 +70,9 @@ class TurnState(msgspec.Struct):
     model: str
     body: Document
     tools: list[HeldTool] = []
+    roles: list[str] = []
+    groups: list[str] = []
+    facts: ChainFacts = NEW_CHAIN
     turn_id: str = ""
     parent: str | None = None
     parent_leg: str | None = None

@@ -7,7 +7,7 @@ at the decision endpoint, and what the upstream is told is written from the deci
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -33,8 +33,6 @@ from gateway.domain.errors import (
 from gateway.domain.history import approval_request, approval_response
 from gateway.domain.ports import ApprovalStore, TurnHead, VoteProblem
 from gateway.domain.requests import ApprovalResponse, Item
-from gateway.domain.rules import Effect, RuleSet
-from gateway.domain.tools import Tools
 from gateway.services.callers import Caller
 
 LEASE = 30.0
@@ -59,11 +57,6 @@ class Answers:
         """The turn whose upstream response asked."""
         return self.batch.turn_id
 
-    def revalidated(self, tools: Tools, rules: RuleSet) -> Answers:
-        """Check again what the approvals are bound to, against the tools of this request."""
-        approvals = tuple(still(approval, tools, rules) for approval in self.batch.approvals)
-        return replace(self, batch=replace(self.batch, approvals=approvals))
-
     def complete(self, items: Sequence[Item]) -> list[Item]:
         """Put the answers of the whole batch where the caller's first answer stands."""
         completed: list[Item] = []
@@ -85,28 +78,6 @@ def answered_request(item: Item) -> str | None:
     if item.type != "mcp_approval_response":
         return None
     return msgspec.json.decode(item.raw, type=ApprovalResponse).approval_request_id
-
-
-def superseded(approval: Approval) -> Approval:
-    """Withdraw an approval whose ground has gone; its reason was that of the approver."""
-    return replace(approval, status=ApprovalStatus.SUPERSEDED, reason=None)
-
-
-def still(approval: Approval, tools: Tools, rules: RuleSet) -> Approval:
-    """Return an approval as it stands under the tools and rules of now (APPR-7).
-
-    An approval that the caller gave itself does not outlive a rule that now asks somebody else.
-    """
-    if approval.status is not ApprovalStatus.APPROVED:
-        return approval
-    attachment = tools.attachment(approval.server)
-    if attachment is None or attachment.identity != approval.server_identity:
-        return superseded(approval)
-    ruling = attachment.ruling(rules, approval.tool)
-    others = ruling.effect is Effect.ASK and ruling.approval.by != "caller"
-    if ruling.effect is Effect.DENY or (approval.by == "caller" and others):
-        return superseded(approval)
-    return approval
 
 
 def not_repeated(items: Sequence[Item], *, answered: bool) -> list[Item]:

@@ -132,7 +132,7 @@ class Continuations:
         async def opening() -> ByteStream:
             if not state.stored:
                 running.base = await self._base(state, running.tenant)
-            checked = self._settlement.revalidate(running, batch)
+            checked = await self._settlement.revalidate(running, batch)
             return await self._pipe.open(running, continuation(running, checked))
 
         async with aclosing(self._pipe.events(running, opening, tee)) as blocks:

@@ -252,14 +252,14 @@ class Pipe:
         return outcome
 
     async def _follow(self, running: Running, result: LegResult, tee: Tee) -> Outcome:
-        approvals = self._settlement.note(running, result)
+        approvals = await self._settlement.note(running, result)
         if not approvals:
             await self._record(running, result.response)
             return Ended()
         pending = [one for one in approvals if one.status is ApprovalStatus.PENDING]
         if not pending:
             batch = await self._settlement.open(running, approvals, held=b"", lease=self._lease)
-            return Next(continuation(running, self._settlement.revalidate(running, batch)))
+            return Next(continuation(running, await self._settlement.revalidate(running, batch)))
         if any(one.by == "caller" for one in pending):
             batch = await self._settlement.open(running, approvals, held=b"", lease=None)
             await self._record(running, result.response, batch=batch.id)
@@ -315,6 +315,7 @@ class Pipe:
                     model=state.model,
                     batch=batch,
                     served=served,
+                    facts=state.facts,
                 ),
                 items=pack(state.items) if state.keep else b"",
                 response=running.scrubber.scrub(encode(shown)) if served else b"",

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import msgspec
+
+from gateway.domain.calls import NEW_CHAIN, ChainFacts
 from gateway.domain.documents import Document, Raw, raw
 from gateway.domain.errors import BadRequest, Conflict, Forbidden, NotFound
 from gateway.domain.history import (
@@ -24,7 +27,6 @@ from gateway.domain.identity import Tenant
 from gateway.domain.ports import TurnHead, TurnStore
 from gateway.domain.registry import McpServer, Model, Route
 from gateway.domain.requests import ENCRYPTED_REASONING, CreateRequest, Item, item_of, without
-from gateway.domain.rules import RuleSet
 from gateway.domain.tools import (
     Attachment,
     Tools,
@@ -41,6 +43,7 @@ from gateway.services.answers import (
     not_repeated,
 )
 from gateway.services.callers import Caller, owned, previous_not_found
+from gateway.services.judgement import Judge
 
 _OWN_FIELDS = ("input", "tools", "stream", "previous_response_id", "store", "include")
 _PASSED_HEADERS = ("openai-beta", "x-client-request-id", "x-ms-client-request-id", "traceparent")
@@ -53,7 +56,6 @@ class Catalog:
     models: Mapping[str, Model]
     default_upstream: str
     servers: Mapping[str, McpServer]
-    rules: RuleSet
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,10 +80,13 @@ class Prepared:
 class Preparation:
     """Turns requests into turns."""
 
-    def __init__(self, *, turns: TurnStore, answers: NativeAnswers, catalog: Catalog) -> None:
+    def __init__(
+        self, *, turns: TurnStore, answers: NativeAnswers, catalog: Catalog, judge: Judge
+    ) -> None:
         self._turns = turns
         self._answers = answers
         self._catalog = catalog
+        self._judge = judge
 
     async def prepare(self, caller: Caller, request: CreateRequest) -> Prepared:
         """Admit and prepare a create request.
@@ -100,7 +105,7 @@ class Preparation:
             request.tools,
             tenant=tenant,
             servers=self._catalog.servers,
-            rules=self._catalog.rules,
+            rules=self._judge.rules,
             headers=caller.headers,
         )
         _check_background(request, tools)
@@ -108,6 +113,9 @@ class Preparation:
         state = TurnState(
             tenant=tenant.id,
             subject=caller.principal.subject,
+            roles=sorted(caller.principal.roles),
+            groups=sorted(caller.principal.groups),
+            facts=_inherited(parent),
             key_id=caller.principal.key_id,
             end_user=end_user,
             upstream=route.upstream,
@@ -147,7 +155,8 @@ class Preparation:
         if answers is not None and answers.join is not None:
             return Prepared(state=state, tools=tools, join=answers.join)
         if answers is not None:
-            answers = answers.revalidated(tools, self._catalog.rules)
+            batch = await self._judge.revalidated(answers.batch, state, tools)
+            answers = replace(answers, batch=batch)
             items = answers.complete(items)
         state.items = [Kept("in", item.raw) for item in items]
         prepared = Prepared(state=state, tools=tools, answers=answers)
@@ -300,6 +309,12 @@ def _check_ended(head: TurnHead, request: CreateRequest, *, stateless: bool) -> 
             code="approval_pending" if head.batch else "response_in_progress",
             param="previous_response_id",
         )
+
+
+def _inherited(parent: TurnHead | None) -> ChainFacts:
+    """Carry a chain's facts into its next turn; new input ends a row of automatic rounds."""
+    facts = parent.facts if parent else NEW_CHAIN
+    return msgspec.structs.replace(facts, rounds=0)
 
 
 def _has_guarded(items: Sequence[Item]) -> bool:

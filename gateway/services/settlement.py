@@ -7,7 +7,7 @@ wrong ever allows (APPR-1).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -16,7 +16,6 @@ from gateway.domain.approvals import (
     Approval,
     ApprovalStatus,
     Batch,
-    fingerprint,
     new_approval_id,
 )
 from gateway.domain.documents import NULL, Raw, raw
@@ -24,7 +23,7 @@ from gateway.domain.errors import GatewayError, UpstreamDisconnected
 from gateway.domain.history import Kept
 from gateway.domain.identity import Tenant
 from gateway.domain.ports import ApprovalStore, Meter
-from gateway.domain.rules import Effect, RuleSet, Ruling
+from gateway.domain.rules import Effect
 from gateway.domain.tools import Scrubber, Tools
 from gateway.domain.turns import (
     ApprovalRequest,
@@ -34,8 +33,8 @@ from gateway.domain.turns import (
     approval_requests,
     is_type,
 )
-from gateway.services.answers import still, superseded
 from gateway.services.interception import LegResult
+from gateway.services.judgement import Judge, fingerprint_of
 
 logger = logging.getLogger("gateway.approvals")
 
@@ -96,26 +95,14 @@ def id_reused(response_id: str) -> UpstreamDisconnected:
 
 
 class Settlement:
-    """Decides what follows a leg.
+    """Decides what follows a leg."""
 
-    Args:
-        active: Whether the key with an id still exists: what a revoked caller asked for never runs.
-    """
-
-    def __init__(
-        self,
-        *,
-        approvals: ApprovalStore,
-        rules: RuleSet,
-        meter: Meter,
-        active: Callable[[str], bool],
-    ) -> None:
-        self._active = active
+    def __init__(self, *, approvals: ApprovalStore, judge: Judge, meter: Meter) -> None:
         self._approvals = approvals
-        self._rules = rules
+        self._judge = judge
         self._meter = meter
 
-    def note(self, running: Running, result: LegResult) -> list[Approval]:
+    async def note(self, running: Running, result: LegResult) -> list[Approval]:
         """Take a finished leg into the turn, and make approvals of its requests.
 
         Raises:
@@ -124,13 +111,13 @@ class Settlement:
             UpstreamDisconnected: An MCP item cannot be read, so nobody knows what it asks for.
         """
         try:
-            return self._note(running, result)
+            return await self._note(running, result)
         except msgspec.DecodeError as exc:
             raise UpstreamDisconnected(
                 "The upstream sent an MCP item that cannot be read.", code="upstream_malformed"
             ) from exc
 
-    def _note(self, running: Running, result: LegResult) -> list[Approval]:
+    async def _note(self, running: Running, result: LegResult) -> list[Approval]:
         # A tool may repeat the credential it was sent: what is kept is what the caller sees.
         scrub = running.scrubber.scrub_raw
         result = replace(result, output=[scrub(item) for item in result.output])
@@ -147,12 +134,13 @@ class Settlement:
         state.items.extend(Kept("out", item) for item in result.output)
         state.usage = add_usage(state.usage, result.response.get("usage"))
         self._check_receipts(running, result)
+        _learn(running, result)
         if result.status == "failed":
             return []
         requests = approval_requests(result.output)
         if requests and state.legs >= MAX_LEGS:
             raise TooManyLegs(f"The turn asked for approvals in {MAX_LEGS} responses.")
-        return [self._approval(running, request, result.id) for request in requests]
+        return [await self._approval(running, request, result.id) for request in requests]
 
     def _check_receipts(self, running: Running, result: LegResult) -> None:
         approved = {
@@ -183,18 +171,15 @@ class Settlement:
                 call.name,
                 scrub(raw(call.arguments)),
             ) == (approval.server, approval.tool, scrub(raw(approval.arguments)))
-        ruling = self._ruling(running.tools, call.server_label, call.name)
-        return ruling.effect is Effect.ALLOW
+        return self._judge.ran_freely(running.tools, call.server_label, call.name)
 
-    def _ruling(self, tools: Tools, server: str, tool: str) -> Ruling:
-        return tools.ruling(self._rules, server, tool)
-
-    def _approval(self, running: Running, request: ApprovalRequest, response_id: str) -> Approval:
+    async def _approval(
+        self, running: Running, request: ApprovalRequest, response_id: str
+    ) -> Approval:
         state = running.state
-        attachment = running.tools.attachment(request.server_label)
-        ruling = self._ruling(running.tools, request.server_label, request.name)
+        call = await self._judge.call(state, running.tools, request)
+        ruling = await self._judge.judge(call, running.tools.attachment(call.server))
         terms = ruling.approval
-        identity = attachment.identity if attachment else ""
         approval = Approval(
             id=new_approval_id(),
             tenant=state.tenant,
@@ -204,10 +189,14 @@ class Settlement:
             request_id=request.id,
             upstream=state.upstream,
             server=request.server_label,
-            server_identity=identity,
+            server_identity=call.server_identity,
             tool=request.name,
+            definition_hash=call.definition_hash,
+            annotations=call.annotations,
+            trust=call.trust,
+            chain_id=state.facts.id,
             arguments=request.arguments,
-            fingerprint=_fingerprint(state, request, response_id, identity),
+            fingerprint="",
             requester=state.subject,
             end_user=state.end_user,
             rule=ruling.rule,
@@ -219,6 +208,7 @@ class Settlement:
             on_timeout=terms.on_timeout,
             timeout=terms.timeout,
         )
+        approval = replace(approval, fingerprint=fingerprint_of(call, approval))
         if ruling.effect is Effect.ASK:
             return approval
         allowed = ruling.effect is Effect.ALLOW
@@ -248,31 +238,34 @@ class Settlement:
             raise id_reused(running.state.last_leg)
         return batch
 
-    def revalidate(self, running: Running, batch: Batch) -> Batch:
+    async def revalidate(self, running: Running, batch: Batch) -> Batch:
         """Check again, just before sending, all that an approval is bound to (APPR-7).
 
-        What the rules deny now, or what has come to mean another server, is answered as
-        superseded; a stored deny never becomes an allow. The tools, too, are written again under
-        the rules as they are now.
+        The tools, too, are written again under the rules as they are now.
         """
-        running.tools = running.tools.recompiled(self._rules, running.tenant)
-        return replace(
-            batch,
-            approvals=tuple(self._still(running, approval) for approval in batch.approvals),
-        )
+        running.tools = running.tools.recompiled(self._judge.rules, running.tenant)
+        return await self._judge.revalidated(batch, running.state, running.tools)
 
-    def _still(self, running: Running, approval: Approval) -> Approval:
-        if approval.status is not ApprovalStatus.APPROVED:
-            return approval
-        request = ApprovalRequest(
-            approval.request_id, approval.server, approval.tool, approval.arguments
-        )
-        bound = approval.fingerprint == _fingerprint(
-            running.state, request, approval.response_id, approval.server_identity
-        )
-        if not bound or not self._active(running.state.key_id):
-            return superseded(approval)
-        return still(approval, running.tools, self._rules)
+
+def _learn(running: Running, result: LegResult) -> None:
+    """Carry on what is known of the chain: its id, its tokens, and whose tools have run in it."""
+    state = running.state
+    tokens = msgspec.json.decode(result.response.get("usage", NULL), type=_Usage | None)
+    facts = msgspec.structs.replace(
+        state.facts,
+        id=state.facts.id or state.turn_id,
+        tokens=state.facts.tokens + (tokens.total_tokens or 0 if tokens else 0),
+    )
+    for item in result.output:
+        if is_type(item, "mcp_call"):
+            label = msgspec.json.decode(item, type=_Call).server_label
+            attachment = running.tools.attachment(label)
+            facts = facts.after(attachment.server if attachment else None)
+    state.facts = facts
+
+
+class _Usage(msgspec.Struct):
+    total_tokens: int | None = None
 
 
 class _Call(msgspec.Struct):
@@ -280,23 +273,6 @@ class _Call(msgspec.Struct):
     name: str = ""
     arguments: str = ""
     approval_request_id: str | None = None
-
-
-def _fingerprint(
-    state: TurnState, request: ApprovalRequest, response_id: str, identity: str
-) -> str:
-    return fingerprint(
-        tenant=state.tenant,
-        principal=state.subject,
-        chain_id=state.parent or state.turn_id,
-        response_id=response_id,
-        request_id=request.id,
-        server=request.server_label,
-        server_identity=identity,
-        tool=request.name,
-        definition_hash="",
-        arguments=request.arguments,
-    )
 
 
 def _outcome(approval: Approval) -> str:

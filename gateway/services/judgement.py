@@ -1,0 +1,129 @@
+"""Judge one call of a tool: everything that may allow, deny or ask, in one place and one order.
+
+    not attached ─> deny      rules (and an engine beside them) ─> deny
+    the caller's own ─> ask   not offered in this turn ─> deny
+                              tightened by the caller ─> the caller decides
+
+Nothing later in the order makes an earlier deny laxer, and a doubt is never an allow (APPR-1).
+The same judge looks again just before an approved call is sent (APPR-7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from gateway.domain.approvals import Approval, ApprovalStatus, Batch, fingerprint
+from gateway.domain.calls import Annotations, Call
+from gateway.domain.rules import Effect, RuleSet, Ruling
+from gateway.domain.tools import BY_CALLER, NOT_OFFERED, OWN_SERVER, UNKNOWN, Attachment, Tools
+from gateway.domain.turns import ApprovalRequest, TurnState
+
+
+class Judge:
+    """Decides calls.
+
+    Args:
+        active: Whether the key with an id still exists: what a revoked caller asked for never runs.
+    """
+
+    def __init__(self, *, rules: RuleSet, active: Callable[[str], bool]) -> None:
+        self._rules = rules
+        self._active = active
+
+    @property
+    def rules(self) -> RuleSet:
+        """The rules, for what is compiled into a request."""
+        return self._rules
+
+    async def call(self, state: TurnState, tools: Tools, request: ApprovalRequest) -> Call:
+        """Gather what a call is decided by."""
+        attachment = tools.attachment(request.server_label)
+        server = attachment.server if attachment else None
+        trust = server.trust if server else "untrusted"
+        return Call(
+            tenant=state.tenant,
+            subject=state.subject,
+            roles=frozenset(state.roles),
+            groups=frozenset(state.groups),
+            end_user=state.end_user,
+            server=request.server_label,
+            server_identity=attachment.identity if attachment else "",
+            tool=request.name,
+            arguments=request.arguments,
+            trust=trust,
+            annotations=Annotations(verified=trust != "untrusted"),
+            chain=state.facts,
+        )
+
+    async def judge(self, call: Call, attachment: Attachment | None) -> Ruling:
+        """Decide a call."""
+        if attachment is None:
+            return UNKNOWN
+        if attachment.server is None:
+            return OWN_SERVER
+        ruling = self._rules.judge(call)
+        if ruling.effect is Effect.DENY:
+            return ruling
+        if attachment.offered is not None and call.tool not in attachment.offered:
+            return NOT_OFFERED
+        if ruling.effect is Effect.ALLOW and attachment.tightens(call.tool):
+            return BY_CALLER
+        return ruling
+
+    def ran_freely(self, tools: Tools, server: str, tool: str) -> bool:
+        """Tell whether a call that came back without any approval needed none.
+
+        Only what the rules always allow was sent as free to run (MCP-4).
+        """
+        return tools.ruling(self._rules, server, tool).effect is Effect.ALLOW
+
+    async def revalidated(self, batch: Batch, state: TurnState, tools: Tools) -> Batch:
+        """Check again, just before sending, all that the approvals of a batch are bound to.
+
+        What the rules deny now, or what has come to mean something else, is answered as
+        superseded; a stored deny never becomes an allow.
+        """
+        approvals = [await self._still(approval, state, tools) for approval in batch.approvals]
+        return replace(batch, approvals=tuple(approvals))
+
+    async def _still(self, approval: Approval, state: TurnState, tools: Tools) -> Approval:
+        if approval.status is not ApprovalStatus.APPROVED:
+            return approval
+        request = ApprovalRequest(
+            approval.request_id, approval.server, approval.tool, approval.arguments
+        )
+        call = await self.call(state, tools, request)
+        attachment = tools.attachment(approval.server)
+        bound = approval.fingerprint == fingerprint_of(call, approval)
+        if not bound or attachment is None or not self._active(state.key_id):
+            return superseded(approval)
+        ruling = await self.judge(call, attachment)
+        others = ruling.effect is Effect.ASK and ruling.approval.by != "caller"
+        if ruling.effect is Effect.DENY or (approval.by == "caller" and others):
+            return superseded(approval)
+        return approval
+
+
+def fingerprint_of(call: Call, approval: Approval) -> str:
+    """Compute the fingerprint of a call as the answer to the approval's request (APPR-7).
+
+    What may have changed since comes from the call, what names the request from the approval.
+    """
+    return fingerprint(
+        tenant=call.tenant,
+        principal=call.subject,
+        chain_id=approval.chain_id,
+        response_id=approval.response_id,
+        request_id=approval.request_id,
+        server=call.server,
+        server_identity=call.server_identity,
+        tool=call.tool,
+        definition_hash=call.definition_hash,
+        arguments=call.arguments,
+    )
+
+
+def superseded(approval: Approval) -> Approval:
+    """Withdraw an approval whose ground has gone; its reason was that of the approver."""
+    return replace(approval, status=ApprovalStatus.SUPERSEDED, reason=None)
