@@ -26,6 +26,7 @@ from gateway.adapters.redis.jobs import RedisJobQueue
 from gateway.adapters.redis.probe import RedisProbe
 from gateway.adapters.redis.turns import RedisTurnStore
 from gateway.adapters.redis.wake import RedisWake
+from gateway.adapters.redis.webhooks import RedisOutbox
 from gateway.adapters.secrets import SecretResolver
 from gateway.adapters.webhook import HttpWebhookSender
 from gateway.console.routes import console_router, take_back_cors
@@ -71,6 +72,7 @@ class Stores:
     approvals: RedisApprovalStore
     log: RedisEventLog
     jobs: RedisJobQueue
+    outbox: RedisOutbox
     wake: RedisWake
     probe: RedisProbe
 
@@ -255,6 +257,7 @@ def make_stores(commands: Client, pubsub: Client, cipher: CipherRing, *, lease: 
         approvals=RedisApprovalStore(commands, cipher),
         log=RedisEventLog(commands, cipher),
         jobs=RedisJobQueue(commands, consumer, lease=lease),
+        outbox=RedisOutbox(commands, cipher),
         wake=RedisWake(pubsub),
         probe=RedisProbe(commands),
     )

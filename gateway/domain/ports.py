@@ -279,6 +279,43 @@ class JobQueue(Protocol):
         ...
 
 
+class Outbox(Protocol):
+    """Events for webhooks that are about something else than an approval (APPR-9)."""
+
+    async def emit(
+        self,
+        tenant: str,
+        event: str,
+        subject: str,
+        data: Mapping[str, object],
+        *,
+        occurrence: str = "",
+    ) -> bool:
+        """Keep an event, to be told to every endpoint of the tenant that wants it.
+
+        Returns as soon as the event is kept; from then on it survives every crash. To lose none,
+        emit *before* the step that ends the work is recorded: a repeat of the work emits again,
+        and the same event again is one event (false), with the same `webhook-id`.
+
+            await outbox.emit(tenant, "continuation.failed", turn_id,
+                              {"object": "response", "status": "failed"}, occurrence=batch_id)
+            await outbox.emit(tenant, "tool.drifted", f"{server}.{tool}",
+                              {"object": "tool_pin", "server": server, "tool": tool,
+                               "url": "/console/tools"}, occurrence=new_hash)
+
+        Args:
+            event: One of `gateway.domain.webhooks.EVENTS`.
+            subject: The id of what it is about; becomes `data.id`.
+            data: The rest of the payload's `data`: ids, names and states, never arguments,
+                results or secrets. A `url` that begins with `/` is led to `server.public_url`.
+            occurrence: What tells this event from an earlier one of the same subject.
+
+        Raises:
+            ValueError: There is no such event.
+        """
+        ...
+
+
 class EventLog(Protocol):
     """The event stream of a turn that can be joined later (STREAM-3, APPR-4)."""
 

@@ -17,6 +17,22 @@ from datetime import UTC, datetime
 from gateway.domain.approvals import Approval
 from gateway.domain.secrets import SecretRef
 
+EVENTS = (
+    "approval.requested",
+    "approval.voted",
+    "approval.escalated",
+    "approval.extended",
+    "approval.expiring",
+    "approval.resolved",
+    "approval.receipt_mismatch",
+    "continuation.completed",
+    "continuation.failed",
+    "continuation.indeterminate",
+    "tool.drifted",
+    "webhook.test",
+)
+"""Everything that endpoints can be told."""
+
 
 @dataclass(frozen=True, slots=True)
 class WebhookEndpoint:

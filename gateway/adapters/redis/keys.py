@@ -13,6 +13,7 @@
     gw:{tenant}:leases                    ZSET    claimed batches by the end of their lease
     gw:{tenant}:jobs                      STREAM  jobs to do now, with the group `workers`
     gw:{tenant}:jobs:later                ZSET    jobs to do later, by their time
+    gw:{tenant}:evt:<event id>            HASH    an event for webhooks
     gw:{tenant}:audit:new                 STREAM  what happened and is not in the audit yet
 
 The braces are the hash tag: everything of a tenant lies in one slot of a Cluster, so that a
@@ -77,6 +78,11 @@ def jobs(tenant: str) -> bytes:
 def jobs_later(tenant: str) -> bytes:
     """Name the set of delayed jobs."""
     return prefix(tenant) + b"jobs:later"
+
+
+def event(tenant: str, event_id: str) -> bytes:
+    """Name the hash of an event for webhooks."""
+    return prefix(tenant) + _bytes("evt:" + event_id)
 
 
 def wake_turn(tenant: str, turn_id: str) -> str:
