@@ -76,7 +76,11 @@ REQUIREMENTS: dict[str, Requirement] = {
     "APPR-10": Requirement("console", "part", "sign-in, inbox, decide; no live updates"),
     "APPR-11": Requirement("audit", "later"),
     "APPR-12": Requirement("computer use", "later"),
-    "APPR-13": Requirement("rules in full", "part", "server and tool patterns"),
+    "APPR-13": Requirement(
+        "rules in full",
+        "part",
+        "no CEL end to end, shadow reports, simulate over HTTP, load lines or OPA yet",
+    ),
     "STREAM-1": Requirement("one path, bounded memory, back-pressure"),
     "STREAM-2": Requirement("leaving a plain turn cancels the upstream call at once"),
     "STREAM-3": Requirement("background and resume", "part", "native background passes through"),

@@ -57,10 +57,18 @@ class ChainFacts(msgspec.Struct, frozen=True):
     denied: tuple[str, ...] = ()
 
     def after(self, server: McpServer | None) -> ChainFacts:
-        """Return the facts once a tool of the server has run; `None` is a caller's own server."""
-        if server is not None and server.trust != "untrusted":
-            return self
-        return msgspec.structs.replace(self, saw_untrusted=True)
+        """Return the facts once a tool of the server has run; nothing is ever forgotten.
+
+        Args:
+            server: `None` is a caller's own, for which nobody vouches in either respect.
+        """
+        untrusted = server is None or server.trust == "untrusted"
+        private = server is None or server.private
+        return msgspec.structs.replace(
+            self,
+            saw_untrusted=self.saw_untrusted or untrusted,
+            saw_private=self.saw_private or private,
+        )
 
 
 NEW_CHAIN = ChainFacts()

@@ -90,6 +90,7 @@ class McpServer:
         forward_headers: The caller's header name to the MCP header name; a missing one refuses
             the request, there is no fallback to a shared credential.
         allowed_tools: Tool names offered; `None` means all that the server lists.
+        private: Whether its tools read data that outsiders must not see (taint, APPR-13).
     """
 
     label: str
@@ -100,3 +101,4 @@ class McpServer:
     allowed_tools: tuple[str, ...] | None = None
     trust: Trust = "untrusted"
     attach: Literal["on_request", "always"] = "on_request"
+    private: bool = False

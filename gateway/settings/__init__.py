@@ -8,7 +8,6 @@ from gateway.settings.load import ConfigError, load_settings
 from gateway.settings.model import (
     ApiKeyAuthSettings,
     ApiKeySettings,
-    ApprovalSettings,
     AuthSettings,
     EncryptionKeySettings,
     EncryptionSettings,
@@ -19,13 +18,13 @@ from gateway.settings.model import (
     ModelSettings,
     RedisSettings,
     RouteSettings,
-    RuleSettings,
     ServerSettings,
     Settings,
     TenantSettings,
     UpstreamSettings,
     WebhookSettings,
 )
+from gateway.settings.rules import ApprovalSettings, RuleSettings
 
 __all__ = [
     "ApiKeyAuthSettings",

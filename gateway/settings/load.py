@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource, SettingsError
 
-from gateway.settings.model import Location, Section, Settings
+from gateway.settings.model import Location, Settings
+from gateway.settings.section import Section
 
 _PREFIX = "GATEWAY_"
 _DELIMITER = "__"

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
 from gateway.domain.identity import ApiKey, Limits, Role, Tenant
 from gateway.domain.registry import ApiKeyAuth, EntraAuth, McpServer, Model, Route, Trust, Upstream
-from gateway.domain.rules import ApprovalTerms, Effect, Match, Rule, RuleSet
+from gateway.domain.rules import Rule, RuleSet
 from gateway.domain.secrets import SecretRef
 from gateway.settings.fields import (
-    Approver,
     Count,
     Duration,
     HeaderName,
@@ -35,15 +34,11 @@ from gateway.settings.fields import (
     Subject,
     WebUrl,
 )
+from gateway.settings.rules import RuleSettings
+from gateway.settings.section import Section
 
 Location = tuple[str | int, ...]
 MiB = 1024 * 1024
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class ServerSettings(Section):
@@ -208,6 +203,7 @@ class McpServerSettings(Section):
     allowed_tools: tuple[Name, ...] | None = None
     trust: Trust = "untrusted"
     attach: Literal["on_request", "always"] = "on_request"
+    private: bool = False
 
     def to_domain(self) -> McpServer:
         """Make the domain object."""
@@ -220,55 +216,7 @@ class McpServerSettings(Section):
             allowed_tools=self.allowed_tools,
             trust=self.trust,
             attach=self.attach,
-        )
-
-
-class MatchSettings(Section):
-    """Which calls a rule is about."""
-
-    server: Name = "*"
-    tool: Name = "*"
-
-
-class ApprovalSettings(Section):
-    """How a person decides; see `gateway.domain.rules.ApprovalTerms`."""
-
-    by: Literal["approver", "caller"] = "approver"
-    approvers: tuple[Approver, ...] = Field(("role:approver",), min_length=1)
-    quorum: Count = 1
-    allow_self: bool = False
-    timeout: Duration = 30 * 60.0
-    on_timeout: Literal["deny", "hold", "rewind"] = "deny"
-
-    def to_domain(self) -> ApprovalTerms:
-        """Make the domain object."""
-        return ApprovalTerms(
-            by=self.by,
-            approvers=self.approvers,
-            quorum=self.quorum,
-            allow_self=self.allow_self,
-            timeout=self.timeout,
-            on_timeout=self.on_timeout,
-        )
-
-
-class RuleSettings(Section):
-    """A rule (APPR-1); the most restrictive match wins."""
-
-    id: Identifier
-    match: MatchSettings = MatchSettings()
-    effect: Effect
-    approval: ApprovalSettings = ApprovalSettings()
-    reason: str | None = None
-
-    def to_domain(self) -> Rule:
-        """Make the domain object."""
-        return Rule(
-            id=self.id,
-            match=Match(server=self.match.server, tool=self.match.tool),
-            effect=self.effect,
-            approval=self.approval.to_domain(),
-            reason=self.reason,
+            private=self.private,
         )
 
 
@@ -425,7 +373,9 @@ class Settings(BaseSettings):
 
     def to_rule_set(self) -> RuleSet:
         """Make the rules ready to decide."""
-        return RuleSet(self.to_rules(), servers=[server.label for server in self.mcp_servers])
+        return RuleSet(
+            self.to_rules(), servers={server.label: server.trust for server in self.mcp_servers}
+        )
 
     def to_tenants(self) -> tuple[Tenant, ...]:
         """Make the domain's tenants; without any section, each key's tenant has the defaults."""

@@ -1,0 +1,48 @@
+"""Rules: who decides whether an MCP tool may run (APPR-1, APPR-13, MCP-4).
+
+The most restrictive match wins: deny beats ask, ask beats allow. A known server without a match
+asks; an unknown server is denied. A rule that cannot be evaluated never allows.
+
+    model        what a rule says            predicates   tests of one argument
+    arguments    arguments, read strictly    conditions   what must be true for a rule to match
+    ruleset      deciding by all rules
+"""
+
+from gateway.domain.rules.arguments import MISSING, Pointer, parse_arguments
+from gateway.domain.rules.conditions import Facts
+from gateway.domain.rules.model import (
+    ApprovalTerms,
+    ArgumentTest,
+    Effect,
+    Expression,
+    Match,
+    PrincipalMatch,
+    Rule,
+    RuleError,
+    Ruling,
+    strictest,
+)
+from gateway.domain.rules.predicates import PREDICATES, Predicate, make_predicate
+from gateway.domain.rules.ruleset import Finding, RuleSet
+
+__all__ = [
+    "MISSING",
+    "PREDICATES",
+    "ApprovalTerms",
+    "ArgumentTest",
+    "Effect",
+    "Expression",
+    "Facts",
+    "Finding",
+    "Match",
+    "Pointer",
+    "Predicate",
+    "PrincipalMatch",
+    "Rule",
+    "RuleError",
+    "RuleSet",
+    "Ruling",
+    "make_predicate",
+    "parse_arguments",
+    "strictest",
+]
