@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, Protocol
 
-from gateway.domain.approvals import Approval, Batch, BatchStatus, Verdict
+from gateway.domain.approvals import REVALIDATION, Approval, Batch, BatchStatus, Event, Verdict
 from gateway.domain.calls import NEW_CHAIN, ChainFacts
 from gateway.domain.secrets import SecretRef
 
@@ -116,15 +117,57 @@ VoteProblem = Literal[
     "fingerprint_mismatch",
     "version_mismatch",
     "expired",
+    "idempotency_key_reused",
+    "too_many_extensions",
+    "beyond_retention",
+    "no_escalation_left",
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoteResult:
-    """What became of a vote: the approval as it is now, and why the vote did not count."""
+    """What became of a vote or another change of an approval.
+
+    Attributes:
+        approval: As it is now; as it was then, where an `Idempotency-Key` is repeated.
+        problem: Why nothing was changed, if so.
+        counted: Whether this very call changed something; false for a repeat.
+    """
 
     approval: Approval | None
     problem: VoteProblem | None = None
+    counted: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """An `Idempotency-Key`, and the body of the request that it came with."""
+
+    key: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEntry:
+    """Something that happened to an approval; what it says is read from the approval itself."""
+
+    cursor: str
+    event: Event
+    approval_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InboxPage:
+    """A part of a tenant's inbox.
+
+    Attributes:
+        cursor: Where to go on.
+        lost: Whether events before this page are kept no more.
+    """
+
+    entries: Sequence[InboxEntry]
+    cursor: str
+    lost: bool = False
 
 
 class ApprovalStore(Protocol):
@@ -146,8 +189,8 @@ class ApprovalStore(Protocol):
         Approvals that come with a final status are born decided. With none pending the batch is
         `ready` with one continuation job, or, with `claim_lease`, claimed by the caller at once
         with fence 1 and no job. A batch that exists is returned unchanged, so that a repeat
-        does no harm. Puts `approval.requested` and `approval.resolved` events into the outbox
-        for approvals with `by == "approver"`.
+        does no harm. Every transition from here on puts an event into the outbox for approvals
+        with `by == "approver"`, and into the inbox. The turn is kept as long as the batch.
         """
         ...
 
@@ -183,6 +226,8 @@ class ApprovalStore(Protocol):
         fingerprint: str,
         reason: str | None,
         version: int | None = None,
+        revision: str | None = None,
+        once: Once | None = None,
     ) -> VoteResult:
         """Count one vote; whether the actor may vote was checked before.
 
@@ -190,11 +235,56 @@ class ApprovalStore(Protocol):
         actor changes nothing and is no problem. The last pending approval that is decided makes
         the batch ready with exactly one continuation job. Approvals with `by == "caller"` make
         no job: the caller's next request continues.
+
+        Args:
+            version: The vote counts only for this version of the approval.
+            revision: The arguments that the voter asks for instead, as JSON.
+            once: The same key with the same body within 24 hours gets the same answer again.
         """
         ...
 
+    async def extend(
+        self,
+        tenant: str,
+        approval_id: str,
+        *,
+        actor: str,
+        seconds: float,
+        version: int | None = None,
+    ) -> VoteResult:
+        """Give a pending approval more time: as often as its rule says, within its retention."""
+        ...
+
+    async def escalate(
+        self, tenant: str, approval_id: str, *, actor: str, version: int | None = None
+    ) -> VoteResult:
+        """Add the approvers of the next level now; time does the same by the rule's `after`."""
+        ...
+
+    async def cancel(
+        self,
+        tenant: str,
+        approval_id: str,
+        *,
+        actor: str,
+        reason: str,
+        version: int | None = None,
+    ) -> VoteResult:
+        """Withdraw a pending approval for somebody who may; the model is told so."""
+        ...
+
+    async def supersede(
+        self, tenant: str, approval_id: str, *, cause: str, by: str = REVALIDATION
+    ) -> VoteResult:
+        """Withdraw a pending approval whose ground has gone: a drifted tool, a new rule."""
+        ...
+
+    async def inbox(self, tenant: str, *, after: str = "", limit: int = 100) -> InboxPage:
+        """Read what happened to approvals after a cursor; without one, only tell where now is."""
+        ...
+
     async def expire_due(self, tenant: str) -> Sequence[str]:
-        """Expire approvals whose time is over (`on_timeout` = deny); returns their ids."""
+        """Do what time has brought: expire, escalate, warn. Returns the ids that expired."""
         ...
 
     async def batch(self, tenant: str, batch_id: str) -> Batch | None:
@@ -213,8 +303,20 @@ class ApprovalStore(Protocol):
         """Extend a claim; false when the fence is no longer ours."""
         ...
 
-    async def dispatch(self, tenant: str, batch_id: str, *, fence: int) -> bool:
-        """Write `dispatched`, before the request is sent; false when it must not be sent."""
+    async def dispatch(
+        self,
+        tenant: str,
+        batch_id: str,
+        *,
+        fence: int,
+        superseded: Mapping[str, str] = MappingProxyType({}),
+    ) -> bool:
+        """Write `dispatched`, before the request is sent; false when it must not be sent.
+
+        Args:
+            superseded: Ids of approvals that were given and hold no more, each with the cause;
+                they are put on record as `superseded` in the same step.
+        """
         ...
 
     async def finish(
@@ -235,7 +337,39 @@ class ApprovalStore(Protocol):
         ...
 
     async def abandon(self, tenant: str, batch_id: str, *, reason: str) -> bool:
-        """Cancel a waiting batch and its pending approvals; false when it is past waiting."""
+        """Cancel a waiting batch and its pending approvals; false when it is past waiting.
+
+        For the turn's own caller, who ends the turn itself: no job is made.
+        """
+        ...
+
+    async def retry(self, tenant: str, batch_id: str, *, by: str) -> bool:
+        """Send the answers of an `indeterminate` batch once more: `ready`, with a new job.
+
+        What the first request ran may run again. So the gateway does this by itself only where
+        every approved tool bears it, else for a person who was told (APPR-5).
+
+        Args:
+            by: `subject:…`, or `policy:…` where no person chose.
+
+        Returns:
+            False when the batch is not in doubt (any more).
+        """
+        ...
+
+    async def rewind(self, tenant: str, batch_id: str, *, by: str, reason: str) -> bool:
+        """Give up a `waiting` or `indeterminate` batch: `abandoned`, with `cause` "rewind".
+
+        The chain goes on from the turn before. Pending approvals are canceled. As after a
+        time-out with `on_timeout = "rewind"` (`cause` "timeout"), a continuation job is made, and
+        whoever takes it finds the batch abandoned and ends the turn.
+
+        Args:
+            by: `subject:…`.
+
+        Returns:
+            False when the batch is past that.
+        """
         ...
 
 

@@ -207,6 +207,9 @@ class Settlement:
             allow_self=terms.allow_self,
             on_timeout=terms.on_timeout,
             timeout=terms.timeout,
+            escalate=terms.escalate,
+            max_extensions=terms.max_extensions,
+            reason_required=terms.reason_required,
         )
         approval = replace(approval, fingerprint=fingerprint_of(call, approval))
         if ruling.effect is Effect.ASK:

@@ -9,7 +9,9 @@
     gw:{tenant}:aprs                      ZSET    approvals by creation
     gw:{tenant}:aprs:status:<status>      ZSET    the same, of one status
     gw:{tenant}:aprs:turn:<response id>   ZSET    the same, of one turn
-    gw:{tenant}:deadlines                 ZSET    pending approvals by their deadline
+    gw:{tenant}:deadlines                 ZSET    pending approvals by when time next changes them
+    gw:{tenant}:idem:<approval id>:<key>  STRING  how a request with a key of its own was answered
+    gw:{tenant}:inbox                     STREAM  what happened to approvals, the newest 10,000
     gw:{tenant}:leases                    ZSET    claimed batches by the end of their lease
     gw:{tenant}:jobs                      STREAM  jobs to do now, with the group `workers`
     gw:{tenant}:jobs:later                ZSET    jobs to do later, by their time
@@ -88,6 +90,11 @@ def event(tenant: str, event_id: str) -> bytes:
 def wake_turn(tenant: str, turn_id: str) -> str:
     """Name the hint that something happened to a turn."""
     return f"turn:{tenant}:{turn_id}"
+
+
+def wake_inbox(tenant: str) -> str:
+    """Name the hint that something happened to one of a tenant's approvals."""
+    return f"inbox:{tenant}"
 
 
 def wake_jobs(tenant: str) -> str:
