@@ -224,7 +224,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         responses_router(doors, responses, pace),
         conversations_router(doors, conversations, pace),
         approvals_router(doors, approvals),
-        console_router(doors, approvals, Sessions(cipher, doors.keys, tenants)),
+        console_router(doors, approvals, Sessions(cipher, doors.keys, tenants), stores.wake, pace),
         health_router(health=health, lifecycle=life, metrics=meter.expose),
     ]
 
