@@ -22,7 +22,7 @@ HOSTILE = {
 
 def inline_scripts(page: str) -> list[str]:
     """Scripts that are not files of ours."""
-    ours = r'<script src="/console/static/[a-z]+\.[0-9a-f]{12}\.js" defer></script>'
+    ours = r'<script src="/console/static/[a-z.]+\.[0-9a-f]{12}\.js" defer></script>'
     return re.findall(r"(?i)<script[^>]*>", re.sub(ours, "", page))
 
 
