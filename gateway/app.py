@@ -22,6 +22,7 @@ from gateway.adapters.openai.upstream import OpenAIUpstreams
 from gateway.adapters.redis.approvals import RedisApprovalStore
 from gateway.adapters.redis.client import Client, open_clients
 from gateway.adapters.redis.event_log import RedisEventLog
+from gateway.adapters.redis.grants import RedisGrantStore
 from gateway.adapters.redis.jobs import RedisJobQueue
 from gateway.adapters.redis.probe import RedisProbe
 from gateway.adapters.redis.turns import RedisTurnStore
@@ -41,6 +42,8 @@ from gateway.services.approvals import ApprovalService
 from gateway.services.continuations import Continuations, Sweeper
 from gateway.services.conversations import ConversationService
 from gateway.services.following import Following
+from gateway.services.granted import Granted
+from gateway.services.grants import Grants
 from gateway.services.health import Health
 from gateway.services.judgement import Judge
 from gateway.services.legs import Legs
@@ -58,6 +61,7 @@ from gateway.web.answers import Pace
 from gateway.web.approvals import approvals_router
 from gateway.web.doors import Doors
 from gateway.web.errors import on_exception, on_gateway_error, on_http_error
+from gateway.web.grants import grants_router
 from gateway.web.health import health_router
 from gateway.web.responses import conversations_router, create_router, responses_router
 
@@ -70,6 +74,7 @@ class Stores:
 
     turns: RedisTurnStore
     approvals: RedisApprovalStore
+    grants: RedisGrantStore
     log: RedisEventLog
     jobs: RedisJobQueue
     outbox: RedisOutbox
@@ -138,7 +143,12 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     following = Following(log=stores.log, turns=stores.turns, wake=stores.wake)
     records = Records(turns=stores.turns, approvals=stores.approvals, following=following)
     keys = KeyRing(settings.to_api_keys())
-    judge = Judge(rules=rules, active=lambda key_id: keys.entry(key_id) is not None)
+    granted = Granted(
+        store=stores.grants, meter=meter, fatigue=settings.approvals.fatigue.to_domain()
+    )
+    judge = Judge(
+        rules=rules, active=lambda key_id: keys.entry(key_id) is not None, granted=granted
+    )
     preparation = Preparation(
         turns=stores.turns,
         answers=NativeAnswers(stores.approvals, lease=lease),
@@ -218,13 +228,21 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     conversations = ConversationService(
         turns=stores.turns, upstream=upstream, catalog=catalog, bounds=bounds
     )
+    grants = Grants(
+        store=stores.grants,
+        approvals=stores.approvals,
+        judge=judge,
+        servers=servers,
+        meter=meter,
+    )
     approvals = ApprovalService(approvals=stores.approvals, turns=stores.turns, meter=meter)
     return [
         create_router(doors, turns, pace),
         responses_router(doors, responses, pace),
         conversations_router(doors, conversations, pace),
         approvals_router(doors, approvals),
-        console_router(doors, approvals, Sessions(cipher, doors.keys, tenants), stores.wake, pace),
+        grants_router(doors, grants),
+        console_router(doors, approvals, Sessions(cipher, doors.keys, tenants)),
         health_router(health=health, lifecycle=life, metrics=meter.expose),
     ]
 
@@ -255,6 +273,7 @@ def make_stores(commands: Client, pubsub: Client, cipher: CipherRing, *, lease: 
     return Stores(
         turns=RedisTurnStore(commands, cipher),
         approvals=RedisApprovalStore(commands, cipher),
+        grants=RedisGrantStore(commands, cipher),
         log=RedisEventLog(commands, cipher),
         jobs=RedisJobQueue(commands, consumer, lease=lease),
         outbox=RedisOutbox(commands, cipher),

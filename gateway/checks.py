@@ -13,9 +13,8 @@ from fnmatch import fnmatchcase
 
 from gateway.domain.errors import SecretUnavailable
 from gateway.domain.identity import Principal, Role
-from gateway.domain.rules import Effect
+from gateway.domain.rules import ApprovalTerms, Effect
 from gateway.domain.secrets import SecretRef
-from gateway.domain.terms import ApprovalTerms
 from gateway.services import failpoints
 from gateway.settings import ApiKeyAuthSettings, McpServerSettings, Settings
 from gateway.settings.fields import header_value
@@ -154,10 +153,10 @@ def _tenants_of(settings: Settings, labels: frozenset[str]) -> list[str]:
 def _unapprovable(terms: ApprovalTerms, principals: list[Principal]) -> str | None:
     """Say why nobody's call could ever be approved by a tenant's principals, if so."""
     callers = {principal.subject for principal in principals if principal.has(Role.CALLER)}
-    approvers = {item.subject for item in principals if may_approve(item, terms.everyone)}
+    approvers = {item.subject for item in principals if may_approve(item, terms.approvers)}
     if not callers:
         return None  # nobody can call, so nothing waits
-    wanted = " or ".join(terms.everyone)
+    wanted = " or ".join(terms.approvers)
     if not approvers:
         return f"no api_key matches {wanted}, so nobody could approve"
     others = max(len(approvers if terms.allow_self else approvers - {who}) for who in callers)

@@ -18,8 +18,7 @@ from gateway.console.render import Piece, reveal
 HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": (
-        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
-        "img-src 'self'; form-action 'self'; "
+        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
         "base-uri 'none'; frame-ancestors 'none'"
     ),
     "cross-origin-opener-policy": "same-origin",
@@ -28,11 +27,8 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-ROOMS = (("inbox", "/console", "Inbox"),)
-"""Name, address and title of each room, in the order of the navigation."""
-
 _KEPT = {"cache-control": "public, max-age=31536000, immutable"}
-_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+_TYPES = {"css": "text/css", "svg": "image/svg+xml"}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -52,7 +48,7 @@ class Pages:
         )
         self._templates.filters.update(pieces=_markup, plain=_plain, moment=_moment)
         self._templates.globals.update(
-            assets={name.partition(".")[0]: name for name in self._assets}, rooms=ROOMS
+            assets={name.partition(".")[0]: name for name in self._assets}
         )
 
     def page(
@@ -81,12 +77,9 @@ class Pages:
         return Response(found, media_type=kind, headers={**HEADERS, **_KEPT})
 
 
-def redirect(
-    path: str, headers: Mapping[str, str] | None = None, status: int = 303
-) -> Response[bytes]:
+def redirect(path: str, headers: Mapping[str, str] | None = None) -> Response[bytes]:
     """Send the browser on with a GET; the path is always one of ours."""
-    given = {**HEADERS, "location": path, **(headers or {})}
-    return Response(b"", status_code=status, headers=given)
+    return Response(b"", status_code=303, headers={**HEADERS, "location": path, **(headers or {})})
 
 
 def _read_assets() -> dict[str, bytes]:

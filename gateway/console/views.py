@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.console.render import Arguments, read_arguments, warnings
+from gateway.console.render import Arguments, read_arguments
 from gateway.domain.approvals import Approval, ApprovalStatus
 from gateway.domain.errors import Unprocessable
 
@@ -21,7 +21,6 @@ FILTERS = (
     ("expired", "Expired"),
     ("all", "All"),
 )
-VIEWS = (("mine", "For me"), ("team", "My groups"), ("all", "All"))
 _URGENT = 120.0
 _EXCERPT = 100
 
@@ -45,21 +44,13 @@ _AFTER_TIMEOUT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One approval in the inbox.
-
-    Attributes:
-        decidable: Whether the visitor may decide it.
-        odd: Whether the arguments hold what a reader would not see.
-    """
+    """One approval in the inbox."""
 
     approval: Approval
     age: str
     left: str
     urgent: bool
     excerpt: str
-    decidable: bool
-    odd: bool
-    destructive: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +71,9 @@ class Sheet:
     voted: bool
     missing: int
     outcome: str
-    destructive: bool
 
 
-def is_destructive(approval: Approval) -> bool:
-    """Whether the tool says that it destroys: a claim suffices to be careful."""
-    return approval.annotations.destructive is True and approval.annotations.read_only is not True
-
-
-def line(approval: Approval, now: float, *, decidable: bool) -> Line:
+def line(approval: Approval, now: float) -> Line:
     """Say what the inbox shows."""
     left = approval.expires_at - now
     excerpt = approval.arguments
@@ -100,9 +85,6 @@ def line(approval: Approval, now: float, *, decidable: bool) -> Line:
         left=span(left),
         urgent=left < _URGENT,
         excerpt=excerpt,
-        decidable=decidable,
-        odd=not approval.arguments.isascii() and bool(warnings([approval.arguments])),
-        destructive=is_destructive(approval),
     )
 
 
@@ -119,7 +101,6 @@ def sheet(approval: Approval, now: float, subject: str) -> Sheet:
         voted=subject in approval.votes,
         missing=approval.quorum - len(approval.votes),
         outcome=_outcome(approval),
-        destructive=is_destructive(approval),
     )
 
 

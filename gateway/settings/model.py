@@ -14,6 +14,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
+from gateway.domain.grants import Fatigue
 from gateway.domain.identity import ApiKey, Limits, Role, Tenant
 from gateway.domain.registry import ApiKeyAuth, EntraAuth, McpServer, Model, Route, Trust, Upstream
 from gateway.domain.rules import Rule, RuleSet
@@ -220,6 +221,24 @@ class McpServerSettings(Section):
         )
 
 
+class FatigueSettings(Section):
+    """When people are asked too often; see `gateway.domain.grants.Fatigue` (APPR-8)."""
+
+    asks: Count = 20
+    window: Duration = 600.0
+    action: Literal["suggest", "deny"] = "suggest"
+
+    def to_domain(self) -> Fatigue:
+        """Make the domain object."""
+        return Fatigue(asks=self.asks, window=self.window, action=self.action)
+
+
+class ApprovalsSettings(Section):
+    """What holds for the approvals of all rules and tenants."""
+
+    fatigue: FatigueSettings = FatigueSettings()
+
+
 class LimitSettings(Section):
     """Bounds of a tenant (LIMIT-1); absent means unbounded."""
 
@@ -318,6 +337,7 @@ class Settings(BaseSettings):
     models: tuple[ModelSettings, ...] = ()
     mcp_servers: tuple[McpServerSettings, ...] = ()
     rules: tuple[RuleSettings, ...] = ()
+    approvals: ApprovalsSettings = ApprovalsSettings()
     tenants: tuple[TenantSettings, ...] = ()
     api_keys: tuple[ApiKeySettings, ...] = ()
     auth: AuthSettings = AuthSettings()

@@ -7,11 +7,9 @@ transitions are in `approvals.lua`.
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -19,35 +17,11 @@ from typing_extensions import override
 
 from gateway.adapters.redis import keys
 from gateway.adapters.redis.client import Client, Script, store_errors
-from gateway.domain.approvals import (
-    REVALIDATION,
-    Abandonment,
-    Approval,
-    ApprovalStatus,
-    Batch,
-    BatchStatus,
-    Event,
-    Transition,
-    Verdict,
-)
-from gateway.domain.ports import (
-    ApprovalStore,
-    Cipher,
-    InboxEntry,
-    InboxPage,
-    Once,
-    VoteProblem,
-    VoteResult,
-)
-from gateway.domain.terms import widened
+from gateway.domain.approvals import Approval, ApprovalStatus, Batch, BatchStatus, Verdict
+from gateway.domain.ports import ApprovalStore, Cipher, VoteProblem, VoteResult
 
 _GRACE = 3600.0
-"""Seconds that an approval's record outlives its retention, so that its expiry can be answered."""
-
-_REMEMBERED = 24 * 3600.0
-"""Seconds that a request with an `Idempotency-Key` is answered the same again."""
-
-_GIVEN_UP = "Another call of the same response was not decided in time, so the turn was given up."
+"""Seconds that an approval's record outlives its deadline, so that its expiry can be answered."""
 
 _ENDS = (BatchStatus.DONE, BatchStatus.FAILED, BatchStatus.INDETERMINATE, BatchStatus.READY)
 
@@ -76,20 +50,18 @@ class _Vote(msgspec.Struct, array_like=True):
 
     actor: str
     reason: str | None
-    revision: str | None = None
 
 
-class _Change(msgspec.Struct, array_like=True):
-    """Who changed an approval or its batch otherwise than by a vote, and why; sealed."""
+class _Decision(msgspec.Struct):
+    """What became of an approval."""
 
-    by: str | None
+    by: str | None = None
     reason: str | None = None
 
 
 _ENCODER = msgspec.msgpack.Encoder()
 _CORE = msgspec.msgpack.Decoder(_Core)
 _VOTE = msgspec.msgpack.Decoder(_Vote)
-_CHANGE = msgspec.msgpack.Decoder(_Change)
 
 _Fields = Mapping[bytes, bytes]
 
@@ -114,12 +86,11 @@ class RedisApprovalStore(ApprovalStore):
         ttl: int,
         claim_lease: float | None = None,
     ) -> Batch:
-        """Create a batch with its approvals.
+        """Create a batch with its approvals; everything of it lives `ttl` seconds.
 
-        They wait for at most `ttl` seconds, or the longest time-out where that is longer, and all
-        records, the turn's included, outlive that by an hour.
+        Longer where an approval's own time is longer: it outlives its deadline by an hour.
         """
-        retention = max([float(ttl), *(approval.timeout for approval in approvals)])
+        longest = max((approval.timeout for approval in approvals), default=0.0)
         values: list[bytes | str | int] = []
         for approval in approvals:
             values += self._records.values(approval)
@@ -128,8 +99,7 @@ class RedisApprovalStore(ApprovalStore):
             tenant,
             batch_id,
             turn_id,
-            _millis(retention),
-            _millis(retention + _GRACE),
+            _millis(max(float(ttl), longest + _GRACE)),
             self._records.seal_held(tenant, batch_id, held),
             "" if claim_lease is None else _millis(claim_lease),
             *values,
@@ -202,108 +172,27 @@ class RedisApprovalStore(ApprovalStore):
         fingerprint: str,
         reason: str | None,
         version: int | None = None,
-        revision: str | None = None,
-        once: Once | None = None,
     ) -> VoteResult:
-        records = self._records
-        actors = records.actor_tokens(tenant, approval_id, actor)
-        vote = _Vote(actor, reason, revision)
-        return await self._change(
+        prints = self._records.print_tokens(tenant, approval_id, fingerprint)
+        actors = self._records.actor_tokens(tenant, approval_id, actor)
+        problem, shown = await self._call(
             "vote",
             tenant,
             approval_id,
             verdict.value,
-            records.seal_vote(tenant, approval_id, actors[0], vote),
+            self._records.seal_vote(tenant, approval_id, actors[0], _Vote(actor, reason)),
             "" if version is None else version,
             len(actors),
-            _millis(_REMEMBERED),
-            *records.print_tokens(tenant, approval_id, fingerprint),
+            *prints,
             *actors,
-            *(() if once is None else records.once_tokens(tenant, approval_id, actor, once)),
         )
-
-    @override
-    @store_errors
-    async def extend(
-        self,
-        tenant: str,
-        approval_id: str,
-        *,
-        actor: str,
-        seconds: float,
-        version: int | None = None,
-    ) -> VoteResult:
-        by = _Change(f"subject:{actor}")
-        return await self._person("extend", tenant, approval_id, version, by, _millis(seconds))
-
-    @override
-    @store_errors
-    async def escalate(
-        self, tenant: str, approval_id: str, *, actor: str, version: int | None = None
-    ) -> VoteResult:
-        by = _Change(f"subject:{actor}")
-        return await self._person("escalate", tenant, approval_id, version, by)
-
-    @override
-    @store_errors
-    async def cancel(
-        self,
-        tenant: str,
-        approval_id: str,
-        *,
-        actor: str,
-        reason: str,
-        version: int | None = None,
-    ) -> VoteResult:
-        by = _Change(f"subject:{actor}", reason)
-        return await self._person("withdraw", tenant, approval_id, version, by, "canceled")
-
-    @override
-    @store_errors
-    async def supersede(
-        self, tenant: str, approval_id: str, *, cause: str, by: str = REVALIDATION
-    ) -> VoteResult:
-        change = _Change(by, cause)
-        return await self._person("withdraw", tenant, approval_id, None, change, "superseded")
-
-    async def _person(
-        self,
-        operation: str,
-        tenant: str,
-        approval_id: str,
-        version: int | None,
-        change: _Change,
-        *args: bytes | str | int,
-    ) -> VoteResult:
-        return await self._change(
-            operation,
-            tenant,
-            approval_id,
-            "" if version is None else version,
-            _nonce(),
-            self._records.seal_change(tenant, approval_id, change),
-            *args,
-        )
-
-    async def _change(self, operation: str, tenant: str, *args: bytes | str | int) -> VoteResult:
-        problem, shown, counted = await self._call(operation, tenant, *args)
-        return VoteResult(
-            approval=self._records.approval(tenant, shown) if shown else None,
-            problem=cast("VoteProblem", problem.decode()) or None,
-            counted=bool(counted),
-        )
-
-    @override
-    @store_errors
-    async def inbox(self, tenant: str, *, after: str = "", limit: int = 100) -> InboxPage:
-        found, cursor, lost = await self._call("inbox", tenant, after, limit)
-        entries = [_entry(place.decode(), _fields(flat)) for place, flat in found]
-        return InboxPage(entries, cursor.decode(), bool(lost))
+        approval = self._records.approval(tenant, shown) if shown else None
+        return VoteResult(approval=approval, problem=cast("VoteProblem", problem.decode()) or None)
 
     @override
     @store_errors
     async def expire_due(self, tenant: str) -> Sequence[str]:
-        """Do what time has brought, and settle batches whose lease lapsed.
+        """Expire approvals whose time is over and settle batches whose lease lapsed.
 
         A batch that was claimed by a worker goes back to `ready` with a new job; one that was
         dispatched becomes `indeterminate` (APPR-5).
@@ -334,23 +223,12 @@ class RedisApprovalStore(ApprovalStore):
 
     @override
     @store_errors
-    async def dispatch(
-        self,
-        tenant: str,
-        batch_id: str,
-        *,
-        fence: int,
-        superseded: Mapping[str, str] = MappingProxyType({}),
-    ) -> bool:
+    async def dispatch(self, tenant: str, batch_id: str, *, fence: int) -> bool:
         """Write `dispatched`, before the request is sent; false when it must not be sent.
 
         True once per claim: false for another fence, after the lease, and for a second call.
         """
-        causes: list[bytes | str] = []
-        for approval_id, cause in superseded.items():
-            change = _Change(REVALIDATION, cause)
-            causes += [approval_id, self._records.seal_change(tenant, approval_id, change)]
-        return bool(await self._call("dispatch", tenant, batch_id, fence, _nonce(), *causes))
+        return bool(await self._call("dispatch", tenant, batch_id, fence, _nonce()))
 
     @override
     @store_errors
@@ -377,19 +255,7 @@ class RedisApprovalStore(ApprovalStore):
     @store_errors
     async def abandon(self, tenant: str, batch_id: str, *, reason: str) -> bool:
         note = self._records.seal_note(tenant, batch_id, reason)
-        return bool(await self._call("abandon", tenant, batch_id, _nonce(), "caller", note))
-
-    @override
-    @store_errors
-    async def rewind(self, tenant: str, batch_id: str, *, by: str, reason: str) -> bool:
-        sealed = self._records.seal_change(tenant, batch_id, _Change(by, reason))
-        return bool(await self._call("abandon", tenant, batch_id, _nonce(), "rewind", sealed))
-
-    @override
-    @store_errors
-    async def retry(self, tenant: str, batch_id: str, *, by: str) -> bool:
-        sealed = self._records.seal_change(tenant, batch_id, _Change(by))
-        return bool(await self._call("retry", tenant, batch_id, _nonce(), sealed))
+        return bool(await self._call("abandon", tenant, batch_id, note, _nonce()))
 
     async def _call(self, operation: str, tenant: str, *args: bytes | str | int) -> Any:
         encoded = (_raw(arg) if isinstance(arg, str) else arg for arg in args)
@@ -404,7 +270,7 @@ class _Records:
         self._cipher = cipher
 
     def values(self, approval: Approval) -> Sequence[bytes | str | int]:
-        """Return the eleven values that `approvals.lua` takes for a new approval."""
+        """Return the ten values that `approvals.lua` takes for a new approval."""
         tenant = approval.tenant
         core = _Core(
             replace(approval, arguments=""), approval.arguments.encode("utf-8", "surrogatepass")
@@ -421,8 +287,7 @@ class _Records:
             approval.by,
             _millis(approval.timeout),
             approval.request_id,
-            " ".join(str(_millis(level.after)) for level in approval.escalate),
-            approval.max_extensions,
+            "core",
         )
 
     def approval(self, tenant: str, shown: tuple[bytes, Sequence[bytes]]) -> Approval:
@@ -430,24 +295,16 @@ class _Records:
         approval_id, fields = shown[0].decode(), _fields(shown[1])
         core = self._core(tenant, approval_id, fields[b"c"])
         votes = self._votes(tenant, approval_id, fields)
-        history = tuple(self._history(core, votes, fields))
-        ends = [line for line in history if line.event == "resolved"]
+        decision = self._decision(tenant, core, votes, fields)
         decided = fields.get(b"da")
-        level = int(fields[b"el"])
-        revisions = [vote.revision for _, vote in votes.values() if vote.revision is not None]
         return replace(
             core,
-            approvers=widened(core.approvers, core.escalate[:level]),
-            level=level,
-            extensions=int(fields[b"xs"]),
-            revision=revisions[0] if revisions else None,
-            history=history,
             created_at=int(fields[b"ca"]) / 1000,
             expires_at=int(fields[b"ea"]) / 1000,
             status=ApprovalStatus(fields[b"s"].decode()),
-            decided_by=ends[-1].actor if ends else None,
+            decided_by=decision.by,
             decided_at=int(decided) / 1000 if decided else None,
-            reason=ends[-1].reason if ends else None,
+            reason=decision.reason,
             votes=tuple(vote.actor for verdict, vote in votes.values() if verdict == "approve"),
             version=int(fields[b"v"]),
         )
@@ -465,7 +322,6 @@ class _Records:
             approvals=tuple(self.approval(tenant, found) for found in shown[1]),
             held=self._cipher.decrypt(fields[b"h"], tenant=tenant, kind="batch.held", id=batch_id),
             next_response_id=_text(fields.get(b"nx", b"")) or None,
-            cause=cast("Abandonment", fields.get(b"w", b"").decode()),
         )
 
     def seal_held(self, tenant: str, batch_id: str, held: bytes) -> bytes:
@@ -474,17 +330,6 @@ class _Records:
     def seal_note(self, tenant: str, batch_id: str, reason: str) -> bytes:
         plain = _raw(reason)
         return self._cipher.encrypt(plain, tenant=tenant, kind="batch.note", id=batch_id)
-
-    def seal_change(self, tenant: str, id: str, change: _Change) -> bytes:
-        plain = _ENCODER.encode(change)
-        return self._cipher.encrypt(plain, tenant=tenant, kind="approval.change", id=id)
-
-    def once_tokens(self, tenant: str, approval_id: str, actor: str, once: Once) -> tuple[str, ...]:
-        # Bound to the actor: another one's key is another key.
-        named = json.dumps([actor, once.key])
-        kind, body = "approval.once", once.body.decode("latin-1")
-        keys_ = self._cipher.tokens(named, tenant=tenant, kind=kind, id=approval_id)
-        return (*keys_, *self._cipher.tokens(body, tenant=tenant, kind=kind, id=approval_id))
 
     def seal_vote(self, tenant: str, approval_id: str, token: str, vote: _Vote) -> bytes:
         # Bound to its voter: votes cannot change places.
@@ -517,50 +362,27 @@ class _Records:
             votes[token] = (verdict.decode(), _VOTE.decode(plain))
         return votes
 
-    def _history(
-        self, core: Approval, votes: Mapping[str, tuple[str, _Vote]], fields: _Fields
-    ) -> Iterator[Transition]:
-        for n in range(1, int(fields[b"en"]) + 1):
-            at, event, status, what, sealed = fields[f"e:{n}".encode()].split(b" ", 4)
-            who = self._who(core, votes, what.decode(), sealed, event)
-            yield Transition(
-                event=cast("Event", event.decode()),
-                at=int(at) / 1000,
-                status=ApprovalStatus(status.decode()),
-                actor=who.by,
-                reason=who.reason,
-            )
-
-    def _who(
+    def _decision(
         self,
+        tenant: str,
         core: Approval,
         votes: Mapping[str, tuple[str, _Vote]],
-        what: str,
-        sealed: bytes,
-        event: bytes,
-    ) -> _Change:
-        """Tell who did what a line of the history says, and why."""
-        if what == "core" and event == b"requested":
-            return _Change(f"subject:{core.requester}")
+        fields: _Fields,
+    ) -> _Decision:
+        what = fields.get(b"d", b"").decode()
+        if what == "core":
+            return _Decision(core.decided_by, core.reason)
+        if what == "timeout":
+            return _Decision("timeout")
         if what in votes:
-            vote = votes[what][1]
-            return _Change(f"subject:{vote.actor}", vote.reason)
-        match what:
-            case "core":
-                return _Change(core.decided_by, core.reason)
-            case "rewind":
-                return _Change("timeout", _GIVEN_UP)
-            case "note":
-                plain = self._open("batch.note", core.tenant, core.batch_id, sealed)
-                return _Change(None, _text(plain))
-            case "change" | "batch":
-                id_ = core.id if what == "change" else core.batch_id
-                return _CHANGE.decode(self._open("approval.change", core.tenant, id_, sealed))
-            case _:
-                return _Change("timeout")
-
-    def _open(self, kind: str, tenant: str, id: str, sealed: bytes) -> bytes:
-        return self._cipher.decrypt(sealed, tenant=tenant, kind=kind, id=id)
+            _, vote = votes[what]
+            return _Decision(f"subject:{vote.actor}", vote.reason)
+        if b"note" in fields:
+            note = self._cipher.decrypt(
+                fields[b"note"], tenant=tenant, kind="batch.note", id=core.batch_id
+            )
+            return _Decision(None, _text(note))
+        return _Decision()
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,10 +414,6 @@ def _index(status: str | None, turn_id: str | None) -> bytes:
 
 def _fields(flat: Sequence[bytes]) -> _Fields:
     return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _entry(cursor: str, fields: _Fields) -> InboxEntry:
-    return InboxEntry(cursor, cast("Event", fields[b"e"].decode()), fields[b"a"].decode())
 
 
 def _millis(seconds: float) -> int:

@@ -11,6 +11,7 @@ asks; an unknown server is denied. A rule that cannot be evaluated never allows.
 from gateway.domain.rules.arguments import MISSING, Pointer, parse_arguments
 from gateway.domain.rules.conditions import Facts
 from gateway.domain.rules.model import (
+    ApprovalTerms,
     ArgumentTest,
     Effect,
     Expression,
@@ -27,6 +28,7 @@ from gateway.domain.rules.ruleset import Finding, RuleSet
 __all__ = [
     "MISSING",
     "PREDICATES",
+    "ApprovalTerms",
     "ArgumentTest",
     "Effect",
     "Expression",
