@@ -37,6 +37,14 @@ def test(session: nox.Session) -> None:
 
 
 @nox.session
+def reliability(session: nox.Session) -> None:
+    """Kill and stall real processes: docs/reliability.md; `-- --long` does it for long."""
+    arguments = [argument for argument in session.posargs if argument != "--long"]
+    mode = "long" if "--long" in session.posargs else "usual"
+    session.run("pytest", *(arguments or ["tests/reliability"]), env={"GATEWAY_RELIABILITY": mode})
+
+
+@nox.session
 def deploy(session: nox.Session) -> None:
     """Check the Dockerfile and the deployment files, without network."""
     session.run("hadolint", "Dockerfile")

@@ -22,7 +22,6 @@ from gateway.adapters.openai.upstream import OpenAIUpstreams
 from gateway.adapters.redis.approvals import RedisApprovalStore
 from gateway.adapters.redis.client import Client, open_clients
 from gateway.adapters.redis.event_log import RedisEventLog
-from gateway.adapters.redis.grants import RedisGrantStore
 from gateway.adapters.redis.jobs import RedisJobQueue
 from gateway.adapters.redis.probe import RedisProbe
 from gateway.adapters.redis.turns import RedisTurnStore
@@ -42,8 +41,6 @@ from gateway.services.approvals import ApprovalService
 from gateway.services.continuations import Continuations, Sweeper
 from gateway.services.conversations import ConversationService
 from gateway.services.following import Following
-from gateway.services.granted import Granted
-from gateway.services.grants import Grants
 from gateway.services.health import Health
 from gateway.services.judgement import Judge
 from gateway.services.legs import Legs
@@ -61,7 +58,6 @@ from gateway.web.answers import Pace
 from gateway.web.approvals import approvals_router
 from gateway.web.doors import Doors
 from gateway.web.errors import on_exception, on_gateway_error, on_http_error
-from gateway.web.grants import grants_router
 from gateway.web.health import health_router
 from gateway.web.responses import conversations_router, create_router, responses_router
 
@@ -74,7 +70,6 @@ class Stores:
 
     turns: RedisTurnStore
     approvals: RedisApprovalStore
-    grants: RedisGrantStore
     log: RedisEventLog
     jobs: RedisJobQueue
     outbox: RedisOutbox
@@ -143,12 +138,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     following = Following(log=stores.log, turns=stores.turns, wake=stores.wake)
     records = Records(turns=stores.turns, approvals=stores.approvals, following=following)
     keys = KeyRing(settings.to_api_keys())
-    granted = Granted(
-        store=stores.grants, meter=meter, fatigue=settings.approvals.fatigue.to_domain()
-    )
-    judge = Judge(
-        rules=rules, active=lambda key_id: keys.entry(key_id) is not None, granted=granted
-    )
+    judge = Judge(rules=rules, active=lambda key_id: keys.entry(key_id) is not None)
     preparation = Preparation(
         turns=stores.turns,
         answers=NativeAnswers(stores.approvals, lease=lease),
@@ -228,21 +218,13 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     conversations = ConversationService(
         turns=stores.turns, upstream=upstream, catalog=catalog, bounds=bounds
     )
-    grants = Grants(
-        store=stores.grants,
-        approvals=stores.approvals,
-        judge=judge,
-        servers=servers,
-        meter=meter,
-    )
     approvals = ApprovalService(approvals=stores.approvals, turns=stores.turns, meter=meter)
     return [
         create_router(doors, turns, pace),
         responses_router(doors, responses, pace),
         conversations_router(doors, conversations, pace),
         approvals_router(doors, approvals),
-        grants_router(doors, grants),
-        console_router(doors, approvals, Sessions(cipher, doors.keys, tenants)),
+        console_router(doors, approvals, Sessions(cipher, doors.keys, tenants), stores.wake, pace),
         health_router(health=health, lifecycle=life, metrics=meter.expose),
     ]
 
@@ -264,16 +246,20 @@ async def _stores(
             connect_timeout=settings.redis.connect_timeout,
         )
     )
-    return make_stores(clients.commands, clients.pubsub, cipher, lease=settings.server.lease)
+    # Less than a command may take, so that a slow disk is told apart from a lost server.
+    fsync = settings.redis.timeout * 0.8 if settings.redis.durability == "fsync" else 0.0
+    lease = settings.server.lease
+    return make_stores(clients.commands, clients.pubsub, cipher, lease=lease, fsync=fsync)
 
 
-def make_stores(commands: Client, pubsub: Client, cipher: CipherRing, *, lease: float) -> Stores:
+def make_stores(
+    commands: Client, pubsub: Client, cipher: CipherRing, *, lease: float, fsync: float
+) -> Stores:
     """Make the stores of one process."""
     consumer = f"{socket.gethostname()}-{os.getpid()}"
     return Stores(
         turns=RedisTurnStore(commands, cipher),
-        approvals=RedisApprovalStore(commands, cipher),
-        grants=RedisGrantStore(commands, cipher),
+        approvals=RedisApprovalStore(commands, cipher, fsync=fsync),
         log=RedisEventLog(commands, cipher),
         jobs=RedisJobQueue(commands, consumer, lease=lease),
         outbox=RedisOutbox(commands, cipher),

@@ -13,8 +13,9 @@ from fnmatch import fnmatchcase
 
 from gateway.domain.errors import SecretUnavailable
 from gateway.domain.identity import Principal, Role
-from gateway.domain.rules import ApprovalTerms, Effect
+from gateway.domain.rules import Effect
 from gateway.domain.secrets import SecretRef
+from gateway.domain.terms import ApprovalTerms
 from gateway.services import failpoints
 from gateway.settings import ApiKeyAuthSettings, McpServerSettings, Settings
 from gateway.settings.fields import header_value
@@ -70,9 +71,9 @@ def _unsupported(settings: Settings) -> Iterator[str]:
         return
     url = settings.redis.url
     text = "" if url is None or isinstance(url, SecretRef) else url.get_secret_value()
-    if text.startswith(("redis+", "rediss+")):
-        scheme = text.partition("://")[0]
-        yield f"redis.url: {scheme}:// is not supported yet; use redis:// or rediss://"
+    scheme = text.partition("://")[0]
+    if scheme.endswith("+cluster"):
+        yield f"redis.url: {scheme}:// is not supported yet; use redis:// or redis+sentinel://"
 
 
 def _plain_http(settings: Settings) -> Iterator[str]:
@@ -153,10 +154,10 @@ def _tenants_of(settings: Settings, labels: frozenset[str]) -> list[str]:
 def _unapprovable(terms: ApprovalTerms, principals: list[Principal]) -> str | None:
     """Say why nobody's call could ever be approved by a tenant's principals, if so."""
     callers = {principal.subject for principal in principals if principal.has(Role.CALLER)}
-    approvers = {item.subject for item in principals if may_approve(item, terms.approvers)}
+    approvers = {item.subject for item in principals if may_approve(item, terms.everyone)}
     if not callers:
         return None  # nobody can call, so nothing waits
-    wanted = " or ".join(terms.approvers)
+    wanted = " or ".join(terms.everyone)
     if not approvers:
         return f"no api_key matches {wanted}, so nobody could approve"
     others = max(len(approvers if terms.allow_self else approvers - {who}) for who in callers)
@@ -247,18 +248,15 @@ def _embedded_faults() -> list[str]:
 
 
 async def _redis_info(url: str, settings: Settings) -> dict[str, object]:
-    from redis.asyncio import Redis
+    from gateway.adapters.redis.client import open_clients
 
-    client = Redis.from_url(
+    async with open_clients(
         url,
         socket_timeout=max(settings.redis.timeout, 1.0),
-        socket_connect_timeout=settings.redis.connect_timeout,
-        decode_responses=True,
-    )
-    try:
+        connect_timeout=settings.redis.connect_timeout,
+    ) as clients:
+        client = clients.commands
         return {**await client.info("memory"), **await client.info("persistence")}
-    finally:
-        await client.aclose()
 
 
 def _durability_faults(info: dict[str, object], *, allow_volatile: bool) -> Iterator[str]:

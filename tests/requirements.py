@@ -71,9 +71,7 @@ REQUIREMENTS: dict[str, Requirement] = {
         "the approvals API", "part", "decision with fingerprint, roles, expiry, deny on timeout"
     ),
     "APPR-7": Requirement("fingerprint and receipt"),
-    "APPR-8": Requirement(
-        "grants", "part", "standing grants; with a decision, loop cap and budget to come"
-    ),
+    "APPR-8": Requirement("grants", "later"),
     "APPR-9": Requirement("webhooks out", "part", "one signed webhook, retried, from a job"),
     "APPR-10": Requirement("console", "part", "sign-in, inbox, decide; no live updates"),
     "APPR-11": Requirement("audit", "later"),

@@ -18,7 +18,8 @@ from gateway.console.render import Piece, reveal
 HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+        "img-src 'self'; form-action 'self'; "
         "base-uri 'none'; frame-ancestors 'none'"
     ),
     "cross-origin-opener-policy": "same-origin",
@@ -27,8 +28,11 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
+ROOMS = (("inbox", "/console", "Inbox"),)
+"""Name, address and title of each room, in the order of the navigation."""
+
 _KEPT = {"cache-control": "public, max-age=31536000, immutable"}
-_TYPES = {"css": "text/css", "svg": "image/svg+xml"}
+_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -48,7 +52,7 @@ class Pages:
         )
         self._templates.filters.update(pieces=_markup, plain=_plain, moment=_moment)
         self._templates.globals.update(
-            assets={name.partition(".")[0]: name for name in self._assets}
+            assets={name.partition(".")[0]: name for name in self._assets}, rooms=ROOMS
         )
 
     def page(
@@ -77,9 +81,12 @@ class Pages:
         return Response(found, media_type=kind, headers={**HEADERS, **_KEPT})
 
 
-def redirect(path: str, headers: Mapping[str, str] | None = None) -> Response[bytes]:
+def redirect(
+    path: str, headers: Mapping[str, str] | None = None, status: int = 303
+) -> Response[bytes]:
     """Send the browser on with a GET; the path is always one of ours."""
-    return Response(b"", status_code=303, headers={**HEADERS, "location": path, **(headers or {})})
+    given = {**HEADERS, "location": path, **(headers or {})}
+    return Response(b"", status_code=status, headers=given)
 
 
 def _read_assets() -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgspec
 
 from gateway.domain.errors import Undecipherable
-from gateway.domain.identity import ApiKey, KeyRing, Tenant
+from gateway.domain.identity import ApiKey, KeyRing, Role, Tenant
 from gateway.domain.ports import Cipher
 from gateway.services.callers import Caller
 
@@ -28,6 +28,10 @@ _SKEW = 60
 """Seconds by which another replica's clock may be ahead."""
 
 _ATTRIBUTES = "Path=/; Secure; HttpOnly; SameSite=Strict"
+
+
+ROOMS: Mapping[str, tuple[Role, ...]] = {"inbox": ()}
+"""Each room, and the roles of which one is needed; none means that everybody may."""
 
 
 class _Session(msgspec.Struct, array_like=True, frozen=True):
@@ -46,12 +50,25 @@ class Ticket(msgspec.Struct, array_like=True, frozen=True):
     fingerprint: str
 
 
+NOTHING_SHOWN = Ticket(0, "")
+"""The ticket of a form that is about nothing which may change."""
+
+
 @dataclass(frozen=True, slots=True)
 class Visitor:
     """Somebody who is signed in, and the session it is through."""
 
     caller: Caller
     session: str
+
+    @property
+    def rooms(self) -> frozenset[str]:
+        """The rooms of the console that the visitor may enter."""
+        return frozenset(
+            room
+            for room, roles in ROOMS.items()
+            if not roles or any(self.caller.principal.has(role) for role in roles)
+        )
 
 
 class Sessions:

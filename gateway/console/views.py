@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.console.render import Arguments, read_arguments
+from gateway.console.render import Arguments, read_arguments, warnings
 from gateway.domain.approvals import Approval, ApprovalStatus
 from gateway.domain.errors import Unprocessable
 
@@ -21,6 +21,7 @@ FILTERS = (
     ("expired", "Expired"),
     ("all", "All"),
 )
+VIEWS = (("mine", "For me"), ("team", "My groups"), ("all", "All"))
 _URGENT = 120.0
 _EXCERPT = 100
 
@@ -44,13 +45,21 @@ _AFTER_TIMEOUT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One approval in the inbox."""
+    """One approval in the inbox.
+
+    Attributes:
+        decidable: Whether the visitor may decide it.
+        odd: Whether the arguments hold what a reader would not see.
+    """
 
     approval: Approval
     age: str
     left: str
     urgent: bool
     excerpt: str
+    decidable: bool
+    odd: bool
+    destructive: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +80,15 @@ class Sheet:
     voted: bool
     missing: int
     outcome: str
+    destructive: bool
 
 
-def line(approval: Approval, now: float) -> Line:
+def is_destructive(approval: Approval) -> bool:
+    """Whether the tool says that it destroys: a claim suffices to be careful."""
+    return approval.annotations.destructive is True and approval.annotations.read_only is not True
+
+
+def line(approval: Approval, now: float, *, decidable: bool) -> Line:
     """Say what the inbox shows."""
     left = approval.expires_at - now
     excerpt = approval.arguments
@@ -85,6 +100,9 @@ def line(approval: Approval, now: float) -> Line:
         left=span(left),
         urgent=left < _URGENT,
         excerpt=excerpt,
+        decidable=decidable,
+        odd=not approval.arguments.isascii() and bool(warnings([approval.arguments])),
+        destructive=is_destructive(approval),
     )
 
 
@@ -101,6 +119,7 @@ def sheet(approval: Approval, now: float, subject: str) -> Sheet:
         voted=subject in approval.votes,
         missing=approval.quorum - len(approval.votes),
         outcome=_outcome(approval),
+        destructive=is_destructive(approval),
     )
 
 

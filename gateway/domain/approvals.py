@@ -2,7 +2,8 @@
 
     approval   pending → approved | denied | expired | canceled | superseded
     batch      waiting → ready → claimed → dispatched → done | failed | indeterminate
-               waiting → abandoned
+               waiting → abandoned          by the caller, by time (`rewind`), by a person
+               indeterminate → ready | abandoned        a person's retry or rewind
 
 A batch is all approval requests of one upstream response; upstream wants them answered together.
 The transitions themselves are atomic functions in the store; this module holds what can be
@@ -20,9 +21,9 @@ from enum import StrEnum
 from typing import Literal
 
 from gateway.domain.calls import UNANNOTATED, Annotations
-from gateway.domain.grants import USUAL_TERMS, GrantTerms
 from gateway.domain.identity import Principal, Role
 from gateway.domain.registry import Trust
+from gateway.domain.terms import Escalation, OnTimeout, ReasonRequired
 
 
 class ApprovalStatus(StrEnum):
@@ -56,6 +57,43 @@ class Verdict(StrEnum):
     DENY = "deny"
 
 
+Event = Literal[
+    "requested",
+    "voted",
+    "escalated",
+    "extended",
+    "expiring",
+    "resolved",
+    "rewound",
+    "retried",
+]
+
+Abandonment = Literal["", "caller", "timeout", "rewind"]
+"""Why a batch was given up: canceled by its caller, by `on_timeout`, or by a person."""
+
+
+REVALIDATION = "policy:revalidation"
+"""Who withdraws an approval that holds no more when it is about to be used (APPR-7)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """One line of an approval's history.
+
+    Attributes:
+        at: Seconds since the epoch, by the store's clock.
+        status: The approval's status after it.
+        actor: `subject:…`, `policy:…`, `grant:…`, `timeout`, or `None` where nobody is known.
+        reason: What the actor said.
+    """
+
+    event: Event
+    at: float
+    status: ApprovalStatus
+    actor: str | None = None
+    reason: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approval:
     """One `mcp_approval_request` of an upstream, and its answer.
@@ -71,12 +109,14 @@ class Approval:
         requester: Subject of the principal whose turn asks.
         end_user: The end user that the turn is for, or "".
         by: Who answers: "approver", "caller" (the native flow), or "policy" (born decided).
-        approvers: `role:…`, `group:…`, `subject:…`, frozen when the approval is created.
-        grants: What people may grant instead of deciding each call; as it was when created.
-        suggest_grant: Whether people were asked the like so often that a grant would be better.
         created_at: Seconds since the epoch, by the store's clock; so are the other times.
-        decided_by: `subject:…`, `grant:<id>`, `policy:<rule>` or `timeout`.
+        approvers: Those of the levels of escalation so far; `escalate` holds all levels.
+        level: How often it was escalated.
+        extensions: How often it was given more time.
+        decided_by: `subject:…`, `policy:<rule>` or `timeout`.
         votes: Subjects that approved so far.
+        revision: The arguments that a person asked for instead, as JSON.
+        history: What happened so far, the oldest first.
         version: Rises with every change; the ETag.
     """
 
@@ -104,10 +144,13 @@ class Approval:
     approvers: tuple[str, ...] = ()
     quorum: int = 1
     allow_self: bool = False
-    on_timeout: Literal["deny", "hold", "rewind"] = "deny"
+    on_timeout: OnTimeout = "deny"
     timeout: float = 1800.0
-    grants: GrantTerms = USUAL_TERMS
-    suggest_grant: bool = False
+    escalate: tuple[Escalation, ...] = ()
+    max_extensions: int = 3
+    reason_required: ReasonRequired = "never"
+    level: int = 0
+    extensions: int = 0
     created_at: float = 0.0
     expires_at: float = 0.0
     status: ApprovalStatus = ApprovalStatus.PENDING
@@ -115,7 +158,9 @@ class Approval:
     decided_at: float | None = None
     reason: str | None = None
     votes: tuple[str, ...] = ()
+    revision: str | None = None
     version: int = 1
+    history: tuple[Transition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +172,7 @@ class Batch:
         open: How many approvals are still pending.
         fence: Rises with every claim; a holder of an older one can do nothing.
         held: What is needed to go on with the turn (opaque here; encrypted at rest).
+        cause: Why it was abandoned, else "".
     """
 
     id: str
@@ -138,6 +184,7 @@ class Batch:
     approvals: tuple[Approval, ...]
     held: bytes = b""
     next_response_id: str | None = None
+    cause: Abandonment = ""
 
 
 def new_approval_id() -> str:
@@ -189,15 +236,14 @@ def may_decide(approval: Approval, actor: Principal) -> str | None:
     """
     if approval.by == "caller":
         return None if actor.subject == approval.requester else "not_an_approver"
-    if approval.by == "policy" or not is_approver(approval.approvers, actor):
+    if approval.by == "policy" or not _is_approver(approval.approvers, actor):
         return "not_an_approver"
     mine = actor.subject == approval.requester
     mine = mine or (approval.end_user != "" and actor.subject == approval.end_user)
     return "self_approval" if mine and not approval.allow_self else None
 
 
-def is_approver(approvers: Iterable[str], actor: Principal) -> bool:
-    """Tell whether a principal is among `role:…`, `group:…` and `subject:…`."""
+def _is_approver(approvers: Iterable[str], actor: Principal) -> bool:
     names = {f"subject:{actor.subject}"}
     names.update(f"group:{group}" for group in actor.groups)
     names.update(f"role:{role}" for role in Role if actor.has(role))
@@ -205,7 +251,16 @@ def is_approver(approvers: Iterable[str], actor: Principal) -> bool:
 
 
 def _span(seconds: float) -> str:
-    return f"{round(seconds / 60)} min" if seconds >= 60 else f"{round(seconds)} s"
+    """Write a length of time in its largest unit that is exact enough."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= (size if unit == "min" else 2 * size):
+            return f"{round(seconds / size)} {unit}"
+    return f"{round(seconds)} s"
+
+
+def _waited(approval: Approval) -> float:
+    """How long there was to decide, extensions included."""
+    return approval.expires_at - approval.created_at or approval.timeout
 
 
 def answer(approval: Approval) -> tuple[bool, str | None]:
@@ -220,7 +275,7 @@ def answer(approval: Approval) -> tuple[bool, str | None]:
             return False, approval.reason or "Denied."
         case ApprovalStatus.EXPIRED:
             return False, (
-                f"No approver answered within {_span(approval.timeout)}. "
+                f"No approver answered within {_span(_waited(approval))}. "
                 "This is not a human refusal. "
                 "Do not retry the call; tell the user that it was not approved in time."
             )

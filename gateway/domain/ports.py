@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, Protocol
 
-from gateway.domain.approvals import Approval, Batch, BatchStatus, Verdict
+from gateway.domain.approvals import REVALIDATION, Approval, Batch, BatchStatus, Event, Verdict
 from gateway.domain.calls import NEW_CHAIN, ChainFacts
-from gateway.domain.grants import Candidate, Grant
 from gateway.domain.secrets import SecretRef
 
 
@@ -117,15 +117,57 @@ VoteProblem = Literal[
     "fingerprint_mismatch",
     "version_mismatch",
     "expired",
+    "idempotency_key_reused",
+    "too_many_extensions",
+    "beyond_retention",
+    "no_escalation_left",
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoteResult:
-    """What became of a vote: the approval as it is now, and why the vote did not count."""
+    """What became of a vote or another change of an approval.
+
+    Attributes:
+        approval: As it is now; as it was then, where an `Idempotency-Key` is repeated.
+        problem: Why nothing was changed, if so.
+        counted: Whether this very call changed something; false for a repeat.
+    """
 
     approval: Approval | None
     problem: VoteProblem | None = None
+    counted: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """An `Idempotency-Key`, and the body of the request that it came with."""
+
+    key: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEntry:
+    """Something that happened to an approval; what it says is read from the approval itself."""
+
+    cursor: str
+    event: Event
+    approval_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InboxPage:
+    """A part of a tenant's inbox.
+
+    Attributes:
+        cursor: Where to go on.
+        lost: Whether events before this page are kept no more.
+    """
+
+    entries: Sequence[InboxEntry]
+    cursor: str
+    lost: bool = False
 
 
 class ApprovalStore(Protocol):
@@ -147,8 +189,8 @@ class ApprovalStore(Protocol):
         Approvals that come with a final status are born decided. With none pending the batch is
         `ready` with one continuation job, or, with `claim_lease`, claimed by the caller at once
         with fence 1 and no job. A batch that exists is returned unchanged, so that a repeat
-        does no harm. Puts `approval.requested` and `approval.resolved` events into the outbox
-        for approvals with `by == "approver"`.
+        does no harm. Every transition from here on puts an event into the outbox for approvals
+        with `by == "approver"`, and into the inbox. The turn is kept as long as the batch.
         """
         ...
 
@@ -184,6 +226,8 @@ class ApprovalStore(Protocol):
         fingerprint: str,
         reason: str | None,
         version: int | None = None,
+        revision: str | None = None,
+        once: Once | None = None,
     ) -> VoteResult:
         """Count one vote; whether the actor may vote was checked before.
 
@@ -191,11 +235,56 @@ class ApprovalStore(Protocol):
         actor changes nothing and is no problem. The last pending approval that is decided makes
         the batch ready with exactly one continuation job. Approvals with `by == "caller"` make
         no job: the caller's next request continues.
+
+        Args:
+            version: The vote counts only for this version of the approval.
+            revision: The arguments that the voter asks for instead, as JSON.
+            once: The same key with the same body within 24 hours gets the same answer again.
         """
         ...
 
+    async def extend(
+        self,
+        tenant: str,
+        approval_id: str,
+        *,
+        actor: str,
+        seconds: float,
+        version: int | None = None,
+    ) -> VoteResult:
+        """Give a pending approval more time: as often as its rule says, within its retention."""
+        ...
+
+    async def escalate(
+        self, tenant: str, approval_id: str, *, actor: str, version: int | None = None
+    ) -> VoteResult:
+        """Add the approvers of the next level now; time does the same by the rule's `after`."""
+        ...
+
+    async def cancel(
+        self,
+        tenant: str,
+        approval_id: str,
+        *,
+        actor: str,
+        reason: str,
+        version: int | None = None,
+    ) -> VoteResult:
+        """Withdraw a pending approval for somebody who may; the model is told so."""
+        ...
+
+    async def supersede(
+        self, tenant: str, approval_id: str, *, cause: str, by: str = REVALIDATION
+    ) -> VoteResult:
+        """Withdraw a pending approval whose ground has gone: a drifted tool, a new rule."""
+        ...
+
+    async def inbox(self, tenant: str, *, after: str = "", limit: int = 100) -> InboxPage:
+        """Read what happened to approvals after a cursor; without one, only tell where now is."""
+        ...
+
     async def expire_due(self, tenant: str) -> Sequence[str]:
-        """Expire approvals whose time is over (`on_timeout` = deny); returns their ids."""
+        """Do what time has brought: expire, escalate, warn. Returns the ids that expired."""
         ...
 
     async def batch(self, tenant: str, batch_id: str) -> Batch | None:
@@ -214,8 +303,20 @@ class ApprovalStore(Protocol):
         """Extend a claim; false when the fence is no longer ours."""
         ...
 
-    async def dispatch(self, tenant: str, batch_id: str, *, fence: int) -> bool:
-        """Write `dispatched`, before the request is sent; false when it must not be sent."""
+    async def dispatch(
+        self,
+        tenant: str,
+        batch_id: str,
+        *,
+        fence: int,
+        superseded: Mapping[str, str] = MappingProxyType({}),
+    ) -> bool:
+        """Write `dispatched`, before the request is sent; false when it must not be sent.
+
+        Args:
+            superseded: Ids of approvals that were given and hold no more, each with the cause;
+                they are put on record as `superseded` in the same step.
+        """
         ...
 
     async def finish(
@@ -236,86 +337,39 @@ class ApprovalStore(Protocol):
         ...
 
     async def abandon(self, tenant: str, batch_id: str, *, reason: str) -> bool:
-        """Cancel a waiting batch and its pending approvals; false when it is past waiting."""
-        ...
+        """Cancel a waiting batch and its pending approvals; false when it is past waiting.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A call that a person would be asked about, put to the grants first (APPR-8).
-
-    Attributes:
-        id: Of the approval; the same question again has the same answer, and uses nothing.
-        candidates: The grants that would answer it, the narrowest first.
-        excluded: Subjects whose own grants do not count, since nobody approves for themselves.
-        max_ttl, max_uses: What the rule says now; older grants are held to it.
-        asker: Names who asks for which tool, to count what people are asked.
-        most: Most questions of an asker within `window` seconds; `None` counts nothing.
-    """
-
-    tenant: str
-    id: str
-    candidates: Sequence[Candidate]
-    excluded: Sequence[str]
-    max_ttl: float
-    max_uses: int | None
-    asker: str
-    most: int | None
-    window: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrantAnswer:
-    """What the grants say.
-
-    Attributes:
-        grant: The one that answers, one use of it taken; `None` when a person must.
-        dropped: Grants that ended, because what they were bound to has changed.
-        tiring: Whether people were asked the like too often before.
-    """
-
-    grant: Grant | None = None
-    dropped: Sequence[Grant] = ()
-    tiring: bool = False
-
-
-class GrantStore(Protocol):
-    """Grants; every transition is one atomic function by the store's clock."""
-
-    async def issue(self, grant: Grant) -> Grant:
-        """Keep a grant, from now on in force; one that is there under its id is returned as is.
-
-        A `waiting` one comes into force once its approval is approved.
+        For the turn's own caller, who ends the turn itself: no job is made.
         """
         ...
 
-    async def ask(self, question: Question) -> GrantAnswer:
-        """Take one use of the narrowest grant that answers, or count the question.
+    async def retry(self, tenant: str, batch_id: str, *, by: str) -> bool:
+        """Send the answers of an `indeterminate` batch once more: `ready`, with a new job.
 
-        One round trip. Concurrent questions never share a use.
+        What the first request ran may run again. So the gateway does this by itself only where
+        every approved tool bears it, else for a person who was told (APPR-5).
+
+        Args:
+            by: `subject:…`, or `policy:…` where no person chose.
+
+        Returns:
+            False when the batch is not in doubt (any more).
         """
         ...
 
-    async def stands(self, tenant: str, grant_id: str) -> bool:
-        """Tell whether what a grant allowed may still run: it was not revoked or dropped."""
-        ...
+    async def rewind(self, tenant: str, batch_id: str, *, by: str, reason: str) -> bool:
+        """Give up a `waiting` or `indeterminate` batch: `abandoned`, with `cause` "rewind".
 
-    async def get(self, tenant: str, grant_id: str) -> Grant | None:
-        """Read a grant."""
-        ...
+        The chain goes on from the turn before. Pending approvals are canceled. As after a
+        time-out with `on_timeout = "rewind"` (`cause` "timeout"), a continuation job is made, and
+        whoever takes it finds the batch abandoned and ends the turn.
 
-    async def list(
-        self, tenant: str, *, active: bool, after: str | None, limit: int
-    ) -> tuple[Sequence[Grant], bool]:
-        """List grants, newest first, and tell whether there are more."""
-        ...
+        Args:
+            by: `subject:…`.
 
-    async def revoke(self, tenant: str, grant_id: str, *, actor: str) -> Grant | None:
-        """End a grant at once, also for what it allowed and is not sent yet; `None` if unknown."""
-        ...
-
-    async def end_chain(self, tenant: str, chain_id: str) -> Sequence[Grant]:
-        """Drop the grants of a chain that is no more; returns those that were in force."""
+        Returns:
+            False when the batch is past that.
+        """
         ...
 
 
@@ -549,14 +603,6 @@ class Meter(Protocol):
 
     def approval(self, *, server: str, outcome: str) -> None:
         """Count an approval request by what became of it."""
-        ...
-
-    def decided(self, *, server: str, outcome: str, seconds: float) -> None:
-        """Count a person's decision, with the seconds since it was asked for."""
-        ...
-
-    def grant(self, *, server: str, event: str) -> None:
-        """Count what happens to grants: issued, used, revoked, dropped, tiring."""
         ...
 
     def repaired(self, upstream: str) -> None:

@@ -22,7 +22,8 @@ from gateway.domain.errors import BadRequest, Forbidden
 from gateway.domain.identity import Tenant
 from gateway.domain.registry import McpServer
 from gateway.domain.requests import Item
-from gateway.domain.rules import ApprovalTerms, Effect, RuleSet, Ruling
+from gateway.domain.rules import Effect, RuleSet, Ruling
+from gateway.domain.terms import ApprovalTerms
 
 _LOCATIONS = ("server_url", "connector_id", "tunnel_id")
 _SECRETS = ("headers", "authorization")

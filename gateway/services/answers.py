@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -29,6 +30,7 @@ from gateway.domain.errors import (
     Gone,
     NotFound,
     PreconditionFailed,
+    Unprocessable,
 )
 from gateway.domain.history import approval_request, approval_response
 from gateway.domain.ports import ApprovalStore, TurnHead, VoteProblem
@@ -116,6 +118,32 @@ def vote_error(problem: VoteProblem, approval: Approval | None) -> GatewayError:
             return PreconditionFailed("The approval has changed since; read it again.")
         case "expired":
             return Gone("The approval has expired.", code="expired")
+        case _:
+            return _change_error(problem)
+
+
+def _change_error(
+    problem: Literal[
+        "idempotency_key_reused", "too_many_extensions", "beyond_retention", "no_escalation_left"
+    ],
+) -> GatewayError:
+    match problem:
+        case "idempotency_key_reused":
+            return Conflict(
+                "This Idempotency-Key came with another body before.",
+                code="idempotency_key_reused",
+                param="Idempotency-Key",
+            )
+        case "too_many_extensions":
+            return Conflict(
+                "The rule allows no more extensions of this approval.", code="too_many_extensions"
+            )
+        case "beyond_retention":
+            return Unprocessable(
+                "The turn is not kept for that long.", code="beyond_retention", param="seconds"
+            )
+        case "no_escalation_left":
+            return Conflict("The rule names nobody further to decide.", code="no_escalation_left")
 
 
 def refusal(cause: str) -> Forbidden:

@@ -178,15 +178,10 @@ class Settlement:
     ) -> Approval:
         state = running.state
         call = await self._judge.call(state, running.tools, request)
-        approval_id = new_approval_id()
-        decision = await self._judge.decide(
-            call, running.tools.attachment(call.server), approval_id
-        )
-        ruling, grant = decision.ruling, decision.grant
+        ruling = await self._judge.judge(call, running.tools.attachment(call.server))
         terms = ruling.approval
-        asks = ruling.effect is Effect.ASK and grant is None
         approval = Approval(
-            id=approval_id,
+            id=new_approval_id(),
             tenant=state.tenant,
             batch_id=response_id,
             turn_id=state.turn_id,
@@ -206,21 +201,19 @@ class Settlement:
             end_user=state.end_user,
             rule=ruling.rule,
             rule_reason=ruling.reason,
-            by=terms.by if asks else "policy",
+            by=terms.by if ruling.effect is Effect.ASK else "policy",
             approvers=terms.approvers,
             quorum=terms.quorum,
             allow_self=terms.allow_self,
             on_timeout=terms.on_timeout,
             timeout=terms.timeout,
-            grants=terms.grants,
-            suggest_grant=decision.suggest_grant,
+            escalate=terms.escalate,
+            max_extensions=terms.max_extensions,
+            reason_required=terms.reason_required,
         )
         approval = replace(approval, fingerprint=fingerprint_of(call, approval))
-        if asks:
+        if ruling.effect is Effect.ASK:
             return approval
-        if grant is not None:
-            decided_by = f"grant:{grant.id}"
-            return replace(approval, status=ApprovalStatus.APPROVED, decided_by=decided_by)
         allowed = ruling.effect is Effect.ALLOW
         return replace(
             approval,

@@ -14,7 +14,6 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
-from gateway.domain.grants import Fatigue
 from gateway.domain.identity import ApiKey, Limits, Role, Tenant
 from gateway.domain.registry import ApiKeyAuth, EntraAuth, McpServer, Model, Route, Trust, Upstream
 from gateway.domain.rules import Rule, RuleSet
@@ -87,6 +86,9 @@ class RedisSettings(Section):
         url: "embedded", a URL, or the reference of a URL that holds a password.
         directory: Where the embedded server keeps its data.
         timeout: For one command; `connect_timeout` for a new connection.
+        durability: "fsync": a decision, and the note that its answer is being sent, are on the
+            server's disk before anybody relies on them. "everysec": as the server's
+            `appendfsync` has it (APPR-4, APPR-5).
         allow_volatile: Accept a server without append-only file, or one that does not tell how
             it evicts: state may then be lost with the server.
     """
@@ -95,6 +97,7 @@ class RedisSettings(Section):
     directory: Path | None = None
     timeout: Duration = 1.0
     connect_timeout: Duration = 2.0
+    durability: Literal["fsync", "everysec"] = "fsync"
     allow_volatile: bool = False
 
     @property
@@ -221,24 +224,6 @@ class McpServerSettings(Section):
         )
 
 
-class FatigueSettings(Section):
-    """When people are asked too often; see `gateway.domain.grants.Fatigue` (APPR-8)."""
-
-    asks: Count = 20
-    window: Duration = 600.0
-    action: Literal["suggest", "deny"] = "suggest"
-
-    def to_domain(self) -> Fatigue:
-        """Make the domain object."""
-        return Fatigue(asks=self.asks, window=self.window, action=self.action)
-
-
-class ApprovalsSettings(Section):
-    """What holds for the approvals of all rules and tenants."""
-
-    fatigue: FatigueSettings = FatigueSettings()
-
-
 class LimitSettings(Section):
     """Bounds of a tenant (LIMIT-1); absent means unbounded."""
 
@@ -337,7 +322,6 @@ class Settings(BaseSettings):
     models: tuple[ModelSettings, ...] = ()
     mcp_servers: tuple[McpServerSettings, ...] = ()
     rules: tuple[RuleSettings, ...] = ()
-    approvals: ApprovalsSettings = ApprovalsSettings()
     tenants: tuple[TenantSettings, ...] = ()
     api_keys: tuple[ApiKeySettings, ...] = ()
     auth: AuthSettings = AuthSettings()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gateway.adapters.cel import compile_when
-from gateway.domain.grants import GrantTerms, Scope
 from gateway.domain.identity import Role
 from gateway.domain.registry import Trust
 from gateway.domain.rules import (
-    ApprovalTerms,
     ArgumentTest,
     Effect,
     Expression,
@@ -22,6 +20,7 @@ from gateway.domain.rules import (
     Rule,
     make_predicate,
 )
+from gateway.domain.terms import ApprovalTerms, Escalation, OnTimeout, ReasonRequired
 from gateway.settings.fields import Approver, Count, Duration, Identifier, Name
 from gateway.settings.section import Section
 
@@ -134,43 +133,46 @@ class MatchSettings(Section):
         )
 
 
-MaxScope = Literal["none", "once", "exact_args", "tool", "server"]
+class EscalationSettings(Section):
+    """Who else may decide once nobody has for a while."""
 
+    after: Duration
+    to: tuple[Approver, ...] = Field(min_length=1)
 
-class GrantSettings(Section):
-    """What people may grant; see `gateway.domain.grants.GrantTerms` (APPR-8)."""
-
-    max_scope: MaxScope = "exact_args"
-    max_scope_destructive: MaxScope = "exact_args"
-    max_ttl: Duration = 3600.0
-    max_uses: Count | None = None
-    with_quorum: bool = False
-
-    def to_domain(self) -> GrantTerms:
+    def to_domain(self) -> Escalation:
         """Make the domain object."""
-        return GrantTerms(
-            max_scope=_scope(self.max_scope),
-            max_scope_destructive=_scope(self.max_scope_destructive),
-            max_ttl=self.max_ttl,
-            max_uses=self.max_uses,
-            with_quorum=self.with_quorum,
-        )
-
-
-def _scope(name: MaxScope) -> Scope | None:
-    return None if name == "none" else Scope(name)
+        return Escalation(after=self.after, to=self.to)
 
 
 class ApprovalSettings(Section):
-    """How a person decides; see `gateway.domain.rules.ApprovalTerms`."""
+    """How a person decides; see `gateway.domain.terms.ApprovalTerms`."""
 
     by: Literal["approver", "caller"] = "approver"
     approvers: tuple[Approver, ...] = Field(("role:approver",), min_length=1)
     quorum: Count = 1
     allow_self: bool = False
     timeout: Duration = 30 * 60.0
-    on_timeout: Literal["deny", "hold", "rewind"] = "deny"
-    grants: GrantSettings = GrantSettings()
+    on_timeout: OnTimeout = "deny"
+    escalate: tuple[EscalationSettings, ...] = ()
+    max_extensions: int = Field(3, ge=0, le=100)
+    reason_required: ReasonRequired = "never"
+
+    @model_validator(mode="after")
+    def _can_be_decided(self) -> Self:
+        terms = self.to_domain()
+        named = {name for name in terms.everyone if name.startswith("subject:")}
+        if len(named) == len(terms.everyone) < self.quorum:
+            raise PydanticCustomError(
+                "rule",
+                "quorum is {quorum}, but approvers and escalate name only {count} subject(s)",
+                {"quorum": self.quorum, "count": len(named)},
+            )
+        times = [level.after for level in self.escalate]
+        if times != sorted(set(times)):
+            raise PydanticCustomError("rule", "escalate must be in the order of after, each once")
+        if times and times[-1] >= self.timeout and self.on_timeout != "hold":
+            raise PydanticCustomError("rule", "escalate comes too late: timeout is over by then")
+        return self
 
     def to_domain(self) -> ApprovalTerms:
         """Make the domain object."""
@@ -181,7 +183,9 @@ class ApprovalSettings(Section):
             allow_self=self.allow_self,
             timeout=self.timeout,
             on_timeout=self.on_timeout,
-            grants=self.grants.to_domain(),
+            escalate=tuple(level.to_domain() for level in self.escalate),
+            max_extensions=self.max_extensions,
+            reason_required=self.reason_required,
         )
 
 

@@ -77,6 +77,32 @@ async def vote(
     )
 
 
+_PASS = """
+local ms = tonumber(ARGV[1])
+local function back(key, field)
+  local at = tonumber(redis.call('HGET', key, field))
+  if at and at > 0 then redis.call('HSET', key, field, string.format('%.0f', at - ms)) end
+end
+for _, key in ipairs(redis.call('KEYS', '*:apr:*')) do
+  for _, field in ipairs({'ca', 'ea', 'ra', 'da', 'wa'}) do back(key, field) end
+  local times = string.gsub(redis.call('HGET', key, 'et'), '%d+',
+    function(at) return string.format('%.0f', at - ms) end)
+  redis.call('HSET', key, 'et', times)
+end
+for _, key in ipairs(redis.call('KEYS', '*:batch:*')) do back(key, 'l') end
+for _, pattern in ipairs({'*:deadlines', '*:leases'}) do
+  for _, key in ipairs(redis.call('KEYS', pattern)) do
+    for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZINCRBY', key, -ms, id) end
+  end
+end
+"""
+
+
+async def pass_time(client: Client, seconds: float) -> None:
+    """Let time pass for approvals and leases, by moving all their times into the past."""
+    await execute(client, "EVAL", _PASS, 0, round(seconds * 1000))
+
+
 async def names(client: Client) -> AsyncIterator[bytes]:
     """Yield all keys of the server."""
     async for key in client.scan_iter(count=1000):

@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 
+from gateway.adapters.redis import keys
 from gateway.adapters.redis.approvals import RedisApprovalStore
 from gateway.adapters.redis.client import Client
-from gateway.domain.approvals import ApprovalStatus, BatchStatus
+from gateway.domain.approvals import ApprovalStatus, BatchStatus, answer
 from gateway.domain.ports import Job
 
 from .conftest import Stores
-from .make import APPROVE, DENY, OTHER, TENANT, approval, opened, vote
+from .make import APPROVE, DENY, OTHER, TENANT, approval, opened, pass_time, turn, vote
+
+EXPIRED = (
+    "No approver answered within {}. This is not a human refusal. "
+    "Do not retry the call; tell the user that it was not approved in time."
+)
 
 LATE = 0.002
 """A time-out or lease that is over at once."""
@@ -45,7 +51,11 @@ async def test_an_approval_comes_back_as_it_was_opened(stores: Stores) -> None:
     got = await stores.approvals.get(TENANT, asked.id)
     assert got is not None
     assert got.expires_at == pytest.approx(got.created_at + 60)
-    assert got == dataclasses.replace(asked, created_at=got.created_at, expires_at=got.expires_at)
+    (line,) = got.history
+    assert (line.event, line.actor, line.at) == ("requested", "subject:svc:web", got.created_at)
+    assert got == dataclasses.replace(
+        asked, created_at=got.created_at, expires_at=got.expires_at, history=got.history
+    )
 
 
 async def test_a_batch_waits_while_one_of_it_is_pending(stores: Stores) -> None:
@@ -251,9 +261,66 @@ async def test_a_held_approval_stays_open_past_its_time(stores: Stores) -> None:
     await opened(stores.approvals, asked)
     await over()
     assert await stores.approvals.expire_due(TENANT) == []
+    held = await stores.approvals.get(TENANT, asked.id)
+    assert held is not None
+    assert held.expires_at == pytest.approx(held.created_at + 600)
     result = await vote(stores.approvals, asked, "ann", APPROVE)
     assert result.approval is not None
     assert result.approval.status == "approved"
+
+
+@pytest.mark.covers("APPR-6")
+async def test_a_held_approval_expires_when_its_turn_is_kept_no_longer(stores: Stores) -> None:
+    asked = approval(timeout=60.0, on_timeout="hold")
+    await opened(stores.approvals, asked, ttl=600)
+    await pass_time(stores.client, 599)
+    assert await stores.approvals.expire_due(TENANT) == []
+    await pass_time(stores.client, 1)
+    assert await stores.approvals.expire_due(TENANT) == [asked.id]
+    got = await stores.approvals.get(TENANT, asked.id)
+    assert got is not None
+    assert (got.status, got.decided_by) == ("expired", "timeout")
+    assert answer(got) == (False, EXPIRED.format("10 min"))
+    assert len(await jobs_of(stores, "continue")) == 1
+
+
+async def test_a_turn_that_waits_is_kept_as_long_as_what_it_waits_for(stores: Stores) -> None:
+    await stores.turns.record(turn("resp_turn"), ttl=60)
+    await opened(stores.approvals, approval(timeout=7200.0), ttl=60)
+    left = await stores.client.ttl(keys.turn(TENANT, "resp_turn"))
+    assert left > 7200
+
+
+@pytest.mark.covers("APPR-6")
+async def test_rewind_on_timeout_gives_the_whole_batch_up_with_true_causes(stores: Stores) -> None:
+    given, asked, other = (
+        approval(),
+        approval(timeout=60.0, on_timeout="rewind"),
+        approval(timeout=600.0, on_timeout="hold"),
+    )
+    batch = await opened(stores.approvals, given, asked, other)
+    await vote(stores.approvals, given, "ann", APPROVE)
+    await pass_time(stores.client, 60)
+    assert await stores.approvals.expire_due(TENANT) == [asked.id]
+    got = await stores.approvals.batch(TENANT, batch.id)
+    assert got is not None
+    assert (got.status, got.open, got.cause) == ("abandoned", 0, "timeout")
+    assert [one.status for one in got.approvals] == ["approved", "expired", "canceled"]
+    assert got.approvals[2].decided_by == "timeout"
+    assert "not decided in time" in answer(got.approvals[2])[1]  # type: ignore[operator]
+    assert (await vote(stores.approvals, other, "ann", APPROVE)).problem == "already_decided"
+    assert await stores.approvals.claim(TENANT, batch.id, lease=30) is None
+    assert [job.subject for job in await jobs_of(stores, "continue")] == [batch.id]
+
+
+async def test_a_rewind_of_the_callers_own_flow_makes_no_job(stores: Stores) -> None:
+    asked = approval(by="caller", timeout=60.0, on_timeout="rewind")
+    batch = await opened(stores.approvals, asked)
+    await pass_time(stores.client, 60)
+    got = await stores.approvals.batch(TENANT, batch.id)
+    assert got is not None
+    assert (got.status, got.cause) == ("abandoned", "timeout")
+    assert await jobs_of(stores, "continue") == []
 
 
 # The continuation
@@ -454,6 +521,71 @@ async def test_abandoning_cancels_what_is_pending(stores: Stores) -> None:
 async def test_a_batch_past_waiting_is_not_abandoned(stores: Stores) -> None:
     batch_id = await ready(stores.approvals)
     assert not await stores.approvals.abandon(TENANT, batch_id, reason="Late.")
+
+
+# A person's way out of doubt
+
+
+async def in_doubt(stores: Stores) -> str:
+    batch_id = await ready(stores.approvals)
+    await stores.approvals.claim(TENANT, batch_id, lease=30)
+    await stores.approvals.dispatch(TENANT, batch_id, fence=1)
+    await stores.approvals.finish(TENANT, batch_id, fence=1, status=BatchStatus.INDETERMINATE)
+    for job in await jobs_of(stores, "continue"):
+        await stores.jobs.done(job)
+    return batch_id
+
+
+@pytest.mark.covers("APPR-5")
+async def test_a_retry_makes_one_job_and_may_be_sent_once_more(stores: Stores) -> None:
+    store, batch_id = stores.approvals, await in_doubt(stores)
+    tried = await asyncio.gather(*(store.retry(TENANT, batch_id, by="subject:ann") for _ in "123"))
+    assert sorted(tried) == [False, False, True]
+    assert [job.subject for job in await jobs_of(stores, "continue")] == [batch_id]
+    claimed = await store.claim(TENANT, batch_id, lease=30)
+    assert claimed is not None
+    assert claimed.fence == 2
+    assert not await store.dispatch(TENANT, batch_id, fence=1)
+    assert await store.dispatch(TENANT, batch_id, fence=2)
+    last = claimed.approvals[0].history[-1]
+    assert (last.event, last.actor, last.status) == ("retried", "subject:ann", "approved")
+
+
+@pytest.mark.covers("APPR-5")
+async def test_a_batch_that_is_not_in_doubt_is_not_retried(stores: Stores) -> None:
+    store, batch_id = stores.approvals, await ready(stores.approvals)
+    assert not await store.retry(TENANT, batch_id, by="subject:ann")
+    await store.claim(TENANT, batch_id, lease=30)
+    assert not await store.retry(TENANT, batch_id, by="subject:ann")
+    await store.dispatch(TENANT, batch_id, fence=1)
+    assert not await store.retry(TENANT, batch_id, by="subject:ann")
+    assert not await store.rewind(TENANT, batch_id, by="subject:ann", reason="x")
+    assert not await store.retry(OTHER, batch_id, by="subject:ann")
+
+
+@pytest.mark.covers("APPR-5")
+async def test_a_rewind_of_what_is_in_doubt_is_final_and_names_its_actor(stores: Stores) -> None:
+    store, batch_id = stores.approvals, await in_doubt(stores)
+    assert await store.rewind(TENANT, batch_id, by="subject:ann", reason="It may have run.")
+    assert not await store.rewind(TENANT, batch_id, by="subject:ben", reason="Again.")
+    assert not await store.retry(TENANT, batch_id, by="subject:ann")
+    got = await store.batch(TENANT, batch_id)
+    assert got is not None
+    assert (got.status, got.cause) == ("abandoned", "rewind")
+    assert got.approvals[0].status == "approved"
+    last = got.approvals[0].history[-1]
+    assert (last.event, last.actor, last.reason) == ("rewound", "subject:ann", "It may have run.")
+    assert [job.subject for job in await jobs_of(stores, "continue")] == [batch_id]
+
+
+async def test_a_rewind_of_what_waits_cancels_it_with_its_cause(stores: Stores) -> None:
+    store, asked = stores.approvals, approval()
+    batch = await opened(store, asked)
+    assert await store.rewind(TENANT, batch.id, by="subject:ann", reason="Another way.")
+    got = await store.get(TENANT, asked.id)
+    assert got is not None
+    assert (got.status, got.decided_by, got.reason) == ("canceled", "subject:ann", "Another way.")
+    assert [job.subject for job in await jobs_of(stores, "continue")] == [batch.id]
 
 
 # The outbox

@@ -14,7 +14,8 @@ from gateway.domain.documents import raw
 from gateway.domain.errors import GatewayError
 from gateway.domain.identity import Principal, Role, Tenant
 from gateway.domain.registry import McpServer
-from gateway.domain.rules import ApprovalTerms, Effect, Match, Rule, RuleSet
+from gateway.domain.rules import Effect, Match, Rule, RuleSet
+from gateway.domain.terms import ApprovalTerms
 from gateway.domain.tools import Scrubber, Tools, attach
 
 NAMES = ["read", "write", "pay", "read_all", "*", "r*", "?ay"]

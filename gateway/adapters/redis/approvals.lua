@@ -6,18 +6,23 @@
 -- hash tag of the declared one (see keys.py).
 --
 -- Approval hash: c sealed core · s status · b batch · t turn · f token of the fingerprint · q quorum
---   n approvals so far · v version · x on_timeout · by · ca/ea/da created, expires, decided (ms)
---   d what decided ('timeout', a vote's token) · vo tokens in order · v:<token> verdict and
---   sealed vote · note sealed reason of a cancellation
+--   n approvals so far · v version · x on_timeout · by · ca/ea/ra/da created, expires, retained
+--   until, decided (ms) · wa when to warn (ms) · el level of escalation · et when to escalate (ms)
+--   xs extensions · xm most of them · vo tokens in order · v:<token> verdict and sealed vote
+--   en, e:<n> history, see `note` · nn nonce of the last change by a person
 -- Batch hash: s status · t turn · o open · f fence · l lease until (ms) · ids · h held · nx next
---   response · j continues by a job (0, 1) · cn/dn/an nonce of claim, dispatch, abandon
+--   response · j continues by a job (0, 1) · w why abandoned · cn/dn/an/rn nonce of claim, dispatch,
+--   abandon, retry
 
 local prefix, tenant = ARGV[2], ARGV[3]
 local clock = redis.call('TIME')
 local micros = clock[1] * 1000000 + clock[2]
 local now = math.floor(micros / 1000)
 local DAY = 86400000
-local JOBS_TTL = 35 * DAY
+local EVENTS_TTL = 35 * DAY
+local INBOX_LENGTH = 10000
+-- An approver is warned when this part of the time is over.
+local WARN = 0.8
 
 local function int(n) return string.format('%.0f', n) end
 local function apr(id) return prefix .. 'apr:' .. id end
@@ -34,23 +39,44 @@ local function touched(turn) publish('turn:' .. tenant .. ':' .. turn) end
 
 local function job(...)
   redis.call('XADD', prefix .. 'jobs', '*', 'o', string.format('%.3f', now / 1000), ...)
-  keep(prefix .. 'jobs', JOBS_TTL)
+  keep(prefix .. 'jobs', EVENTS_TTL)
   publish('jobs:' .. tenant)
 end
 
-local function webhook(id, event)
-  -- The event's id is the same however often it is delivered.
-  job('k', 'webhook', 's', id, 'e', 'approval.' .. event, 'i', 'evt_' .. id .. '_' .. event)
-end
-
 -- Every transition leaves an entry for the audit, in the same script, so that neither is on record
--- without the other (APPR-11); it is chained later, by whichever replica comes first. A full server refuses a script at its first write that
--- needs memory: so this comes first, but after a ZREM where time alone has decided.
--- `id` is an approval's or a batch's; what else matters is read from its record by the chainer.
+-- without the other (APPR-11); it is chained later, by whichever replica comes first. A full server
+-- refuses a script at its first write that needs memory: so this comes first, but after a ZREM where
+-- time alone has decided. `id` is an approval's or a batch's; what else matters is read from its
+-- record by the chainer.
 -- Fields: s status · by what decided · f fence · u the upstream's id of the request · nx its response
--- · vote, note: sealed as in the record · detail: sealed by `seal_detail` (audit.py), who and why.
+-- · vote, note, change: sealed as in the record · detail: sealed by `seal_detail` (audit.py)
 local function audit(event, id, ...)
   redis.call('XADD', prefix .. 'audit:new', '*', 'e', event, 'i', id, ...)
+end
+
+-- Write a line of an approval's history: "<ms> <event> <status> <by> <sealed>". What did it (by):
+-- 'core', 'timeout', 'rewind', the token of a vote, or what is sealed: 'change' of the approval,
+-- 'batch' or 'note' of its batch.
+local function note(id, event, by, sealed)
+  local key = apr(id)
+  local line = redis.call('HINCRBY', key, 'en', 1)
+  redis.call('HSET', key, 'e:' .. line, int(now) .. ' ' .. event .. ' '
+    .. redis.call('HGET', key, 's') .. ' ' .. by .. ' ' .. (sealed or ''))
+end
+
+-- Something happened that others are told of: approvers' webhooks and the inbox.
+local function happened(id, event, by, sealed)
+  note(id, event, by, sealed)
+  local a = redis.call('HMGET', apr(id), 'by', 'v')
+  if a[1] == 'policy' then return end
+  redis.call('XADD', prefix .. 'inbox', 'MAXLEN', INBOX_LENGTH, '*', 'a', id, 'e', event)
+  keep(prefix .. 'inbox', EVENTS_TTL)
+  publish('inbox:' .. tenant)
+  if a[1] == 'approver' then
+    -- The event's id is the same however often it is delivered.
+    local name = 'evt_' .. id .. '_' .. event .. '_' .. a[2]
+    job('k', 'webhook', 's', id, 'e', 'approval.' .. event, 'i', name)
+  end
 end
 
 -- Records end by their TTL, index entries do not: drop some whose record is gone.
@@ -72,40 +98,25 @@ local function set_ready(id, key)
   if redis.call('HGET', key, 'j') == '1' then job('k', 'continue', 's', id) end
 end
 
--- Give a pending approval its final status; the last of a batch makes the batch ready.
--- What follows `decided` goes into the audit: the sealed vote or note that decided.
-local function resolve(id, status, decided, ...)
+-- Give an approval its final status; the last pending one of a batch makes the batch ready.
+-- What follows `sealed` goes into the audit: the sealed vote, note or change that decided.
+local function resolve(id, status, by, sealed, ...)
   local key = apr(id)
-  local a = redis.call('HMGET', key, 'b', 't', 'by')
+  local a = redis.call('HMGET', key, 'b', 't', 's')
   redis.call('ZREM', prefix .. 'deadlines', id)
-  redis.call('ZREM', prefix .. 'aprs:status:pending', id)
-  audit('approval.resolved', id, 's', status, 'by', decided, ...)
+  redis.call('ZREM', prefix .. 'aprs:status:' .. a[3], id)
+  audit('approval.resolved', id, 's', status, 'by', by, ...)
   local score = redis.call('ZSCORE', prefix .. 'aprs', id)
   if score then file(id, status, score, redis.call('PTTL', key)) end
-  redis.call('HSET', key, 's', status, 'd', decided, 'da', int(now))
+  redis.call('HSET', key, 's', status, 'da', int(now))
   redis.call('HINCRBY', key, 'v', 1)
-  if a[3] == 'approver' then webhook(id, 'resolved') end
+  happened(id, 'resolved', by, sealed)
   local bkey = batch_key(a[1])
-  if redis.call('HGET', bkey, 's') == 'waiting'
+  if a[3] == 'pending' and redis.call('HGET', bkey, 's') == 'waiting'
     and redis.call('HINCRBY', bkey, 'o', -1) == 0 then
     set_ready(a[1], bkey)
   end
   touched(a[2])
-end
-
--- Expire an approval whose time is over: on every touch, so that a late sweeper changes nothing.
--- A held one stays open as long as its record lives; `rewind` is answered like `deny`.
-local function lapse(id)
-  local a = redis.call('HMGET', apr(id), 's', 'ea', 'x')
-  if a[1] ~= 'pending' or a[3] == 'hold' or now < tonumber(a[2]) then return false end
-  resolve(id, 'expired', 'timeout')
-  return true
-end
-
-local function show(id)
-  local a = redis.call('HGETALL', apr(id))
-  if #a == 0 then return false end
-  return {id, a}
 end
 
 local function members(key)
@@ -114,15 +125,98 @@ local function members(key)
   return ids
 end
 
+-- End a batch that will not be answered: the turn goes back to before it (`w` says why). What is
+-- still pending ends with it, each with its true cause. A job ends the turn, whoever is alive.
+local function give_up(id, cause, by, sealed, ...)
+  local key = batch_key(id)
+  audit('continuation.abandoned', id, 'by', cause, ...)
+  redis.call('ZREM', prefix .. 'leases', id)
+  redis.call('HSET', key, 's', 'abandoned', 'o', 0, 'w', cause)
+  for _, member in ipairs(members(key)) do
+    local a = redis.call('HMGET', apr(member), 's', 'ea')
+    if a[1] == 'pending' then
+      if now >= tonumber(a[2]) then
+        resolve(member, 'expired', 'timeout')
+      else
+        resolve(member, 'canceled', by, sealed, ...)
+      end
+    end
+  end
+  local b = redis.call('HMGET', key, 'j', 't')
+  if cause ~= 'caller' and b[1] == '1' then job('k', 'continue', 's', id) end
+  touched(b[2])
+end
+
+-- When something is to happen to a pending approval next, for the sweeper.
+local function schedule(id)
+  local key = apr(id)
+  local a = redis.call('HMGET', key, 'ea', 'wa', 'el', 'et')
+  local due, level = tonumber(a[1]), 0
+  if a[2] then due = math.min(due, tonumber(a[2])) end
+  for at in string.gmatch(a[4], '%S+') do
+    level = level + 1
+    if level > tonumber(a[3]) then due = math.min(due, tonumber(at)) end
+  end
+  redis.call('ZADD', prefix .. 'deadlines', int(due), id)
+end
+
+local function escalate(id, by, sealed, ...)
+  audit('approval.escalated', id, 'by', by, ...)
+  redis.call('HINCRBY', apr(id), 'el', 1)
+  redis.call('HINCRBY', apr(id), 'v', 1)
+  happened(id, 'escalated', by, sealed)
+  schedule(id)
+end
+
+-- Do what time has brought, on every touch, so that a late sweeper changes nothing: expire,
+-- escalate, warn.
+local function advance(id)
+  local key = apr(id)
+  local a = redis.call('HMGET', key, 's', 'ea', 'x', 'b', 'el', 'et', 'wa', 't')
+  if a[1] ~= 'pending' then return end
+  if now >= tonumber(a[2]) then
+    if a[3] == 'rewind' then
+      redis.call('ZREM', prefix .. 'deadlines', id)
+      give_up(a[4], 'timeout', 'rewind')
+    else
+      resolve(id, 'expired', 'timeout')
+    end
+    return
+  end
+  local level, changed = 0, false
+  for at in string.gmatch(a[6], '%S+') do
+    level = level + 1
+    if level > tonumber(a[5]) and now >= tonumber(at) then
+      redis.call('ZREM', prefix .. 'deadlines', id)
+      escalate(id, 'timeout')
+      changed = true
+    end
+  end
+  if a[7] and now >= tonumber(a[7]) then
+    redis.call('ZREM', prefix .. 'deadlines', id)
+    redis.call('HDEL', key, 'wa')
+    happened(id, 'expiring', 'timeout')
+    schedule(id)
+    changed = true
+  end
+  if changed then touched(a[8]) end
+end
+
+local function show(id)
+  local a = redis.call('HGETALL', apr(id))
+  if #a == 0 then return false end
+  return {id, a}
+end
+
 local function show_batch(key)
   local shown = {}
   for _, id in ipairs(members(key)) do shown[#shown + 1] = show(id) or nil end
   return {redis.call('HGETALL', key), shown}
 end
 
-local function lapse_all(key)
+local function advance_all(key)
   if redis.call('HGET', key, 's') ~= 'waiting' then return end
-  for _, id in ipairs(members(key)) do lapse(id) end
+  for _, id in ipairs(members(key)) do advance(id) end
 end
 
 local function lease(id, key, ms)
@@ -140,30 +234,38 @@ end
 
 local op = {}
 
--- id, turn, ttl, held, claim lease or '', then 10 values for each approval.
+-- id, turn, retention, life, held, claim lease or '', then 11 values for each approval: id, core,
+-- status, fingerprint token, quorum, on_timeout, by, timeout, request id, times of escalation, most
+-- extensions.
 function op.open()
-  local id, turn, ttl = ARGV[4], ARGV[5], tonumber(ARGV[6])
-  local held, claim = ARGV[7], tonumber(ARGV[8])
+  local id, turn, retention, ttl = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+  local held, claim = ARGV[8], tonumber(ARGV[9])
   local key = batch_key(id)
   if redis.call('EXISTS', key) == 1 then
-    lapse_all(key)
+    advance_all(key)
     return show_batch(key)
   end
   local last = redis.call('ZRANGE', prefix .. 'aprs', -1, -1, 'WITHSCORES')
   local seq = math.max(micros, (tonumber(last[2]) or 0) + 1)
   local ids, open, by_job = {}, 0, '1'
   local turn_index = prefix .. 'aprs:turn:' .. turn
-  for n = 9, #ARGV, 10 do
-    local a, status, by = ARGV[n], ARGV[n + 2], ARGV[n + 6]
+  for n = 10, #ARGV, 11 do
+    local a, status, by, timeout = ARGV[n], ARGV[n + 2], ARGV[n + 6], tonumber(ARGV[n + 7])
+    local held_on = ARGV[n + 5] == 'hold'
+    local times = {}
+    for after in string.gmatch(ARGV[n + 9], '%S+') do times[#times + 1] = int(now + after) end
     ids[#ids + 1] = a
     if status == 'pending' then
       audit('approval.requested', a)
     else
-      audit('approval.resolved', a, 's', status, 'by', ARGV[n + 9])
+      audit('approval.resolved', a, 's', status, 'by', 'core')
     end
+    -- A held one waits as long as its turn is kept; its time-out only warns.
     redis.call('HSET', apr(a), 'c', ARGV[n + 1], 's', status, 'b', id, 't', turn,
       'f', ARGV[n + 3], 'q', ARGV[n + 4], 'n', 0, 'v', 1, 'x', ARGV[n + 5], 'by', by,
-      'ca', int(now), 'ea', int(now + ARGV[n + 7]))
+      'ca', int(now), 'ea', int(now + (held_on and retention or timeout)),
+      'ra', int(now + retention), 'el', 0, 'et', table.concat(times, ' '),
+      'xs', 0, 'xm', ARGV[n + 10])
     redis.call('PEXPIRE', apr(a), int(ttl))
     redis.call('SET', prefix .. 'mcpr:' .. ARGV[n + 8], a, 'PX', int(ttl))
     redis.call('ZADD', prefix .. 'aprs', int(seq), a)
@@ -173,13 +275,12 @@ function op.open()
     if by == 'caller' then by_job = '0' end
     if status == 'pending' then
       open = open + 1
-      if ARGV[n + 5] ~= 'hold' then
-        redis.call('ZADD', prefix .. 'deadlines', int(now + ARGV[n + 7]), a)
-      end
-      if by == 'approver' then webhook(a, 'requested') end
+      redis.call('HSET', apr(a), 'wa', int(now + timeout * (held_on and 1 or WARN)))
+      schedule(a)
+      happened(a, 'requested', 'core')
     else
-      redis.call('HSET', apr(a), 'da', int(now), 'd', ARGV[n + 9])
-      if by == 'approver' then webhook(a, 'resolved') end
+      redis.call('HSET', apr(a), 'da', int(now))
+      happened(a, 'resolved', 'core')
     end
   end
   redis.call('HSET', key, 's', 'waiting', 't', turn, 'o', open, 'f', 0, 'l', 0, 'h', held,
@@ -188,6 +289,9 @@ function op.open()
   keep(prefix .. 'aprs', ttl)
   keep(turn_index, ttl)
   keep(prefix .. 'deadlines', ttl)
+  -- A turn that waits is kept as long as what it waits for.
+  keep(prefix .. 'turn:' .. turn, ttl)
+  keep(prefix .. 'log:' .. turn, ttl)
   prune(prefix .. 'aprs')
   if open == 0 then
     if claim then
@@ -205,7 +309,7 @@ end
 
 function op.get()
   local id = ARGV[4]
-  lapse(id)
+  advance(id)
   return show(id)
 end
 
@@ -213,18 +317,21 @@ function op.by_request()
   local found = {}
   for n = 4, #ARGV do
     local id = redis.call('GET', prefix .. 'mcpr:' .. ARGV[n])
-    if id then lapse(id) end
+    if id then advance(id) end
     found[n - 3] = id and show(id) or false
   end
   return found
 end
 
--- Expire what is due, and settle leases that lapsed: at most `most` of each.
+-- Do what is due, and settle leases that lapsed: at most `most` of each.
 local function sweep(most)
-  local done = {}
+  local expired = {}
   local due = redis.call('ZRANGEBYSCORE', prefix .. 'deadlines', '-inf', int(now), 'LIMIT', 0, most)
   for _, id in ipairs(due) do
-    if lapse(id) then done[#done + 1] = id else redis.call('ZREM', prefix .. 'deadlines', id) end
+    advance(id)
+    local status = redis.call('HGET', apr(id), 's')
+    if status == 'expired' then expired[#expired + 1] = id end
+    if status ~= 'pending' then redis.call('ZREM', prefix .. 'deadlines', id) end
   end
   local late = redis.call('ZRANGEBYSCORE', prefix .. 'leases', '-inf', int(now), 'LIMIT', 0, most)
   for _, id in ipairs(late) do
@@ -241,7 +348,7 @@ local function sweep(most)
       end
     end
   end
-  return {done, #due == most or #late == most}
+  return {expired, #due == most or #late == most}
 end
 
 function op.sweep() return sweep(tonumber(ARGV[4])) end
@@ -261,53 +368,139 @@ function op.list()
   local found = redis.call('ZREVRANGEBYSCORE', index, top, '-inf', 'WITHSCORES', 'LIMIT', 0, most)
   local page = {}
   for n = 1, #found, 2 do
-    lapse(found[n])
+    advance(found[n])
     local a = show(found[n])
     if a then page[#page + 1] = a else redis.call('ZREM', index, found[n]) end
   end
   return {page, #found == most * 2 and found[#found] or false}
 end
 
--- id, verdict, sealed vote, version or '', number of keys, fingerprint tokens, actor tokens.
-function op.vote()
-  local id, verdict, version, count = ARGV[4], ARGV[5], ARGV[7], tonumber(ARGV[8])
+-- Say why a pending approval is not changed, if so.
+local function refused(id, version)
+  local a = redis.call('HMGET', apr(id), 's', 'v')
+  if not a[1] then return 'not_found' end
+  if a[1] == 'expired' then return 'expired' end
+  if a[1] ~= 'pending' then return 'already_decided' end
+  if version ~= '' and version ~= a[2] then return 'version_mismatch' end
+end
+
+-- Count a vote; returns why it does not count, or '', and whether it is a new one.
+local function count_vote(id, verdict, sealed, version, same, mine, token)
   local key = apr(id)
-  lapse(id)
-  local a = redis.call('HMGET', key, 's', 'f', 'v', 'q', 't', 'x', 'ea')
-  if not a[1] then return {'not_found', false} end
-  local same, mine = false, false
-  for n = 9, 8 + count do
-    same = same or ARGV[n] == a[2]
-    mine = mine or redis.call('HGET', key, 'v:' .. ARGV[n + count])
-  end
-  if not same then return {'fingerprint_mismatch', show(id)} end
-  if mine then
-    local before = string.match(mine, '^%a+')
-    return {before == verdict and '' or 'vote_conflict', show(id)}
-  end
-  if a[1] == 'expired' then return {'expired', show(id)} end
-  if a[1] ~= 'pending' then return {'already_decided', show(id)} end
-  if version ~= '' and version ~= a[3] then return {'version_mismatch', show(id)} end
-  local token = ARGV[9 + count]
-  audit('approval.voted', id, 's', verdict, 'by', token, 'vote', ARGV[6])
+  if not same then return 'fingerprint_mismatch', 0 end
+  if mine then return string.match(mine, '^%a+') == verdict and '' or 'vote_conflict', 0 end
+  local problem = refused(id, version)
+  if problem then return problem, 0 end
+  audit('approval.voted', id, 's', verdict, 'by', token, 'vote', sealed)
   local order = redis.call('HGET', key, 'vo')
-  redis.call('HSET', key, 'v:' .. token, verdict .. ':' .. ARGV[6],
+  redis.call('HSET', key, 'v:' .. token, verdict .. ':' .. sealed,
     'vo', order and order .. ' ' .. token or token)
   if verdict == 'deny' then
-    resolve(id, 'denied', token, 'vote', ARGV[6])
-  elseif redis.call('HINCRBY', key, 'n', 1) >= tonumber(a[4]) then
-    resolve(id, 'approved', token, 'vote', ARGV[6])
+    resolve(id, 'denied', token, '', 'vote', sealed)
+  elseif redis.call('HINCRBY', key, 'n', 1) >= tonumber(redis.call('HGET', key, 'q')) then
+    resolve(id, 'approved', token, '', 'vote', sealed)
   else
     redis.call('HINCRBY', key, 'v', 1)
-    touched(a[5])
+    happened(id, 'voted', token)
+    touched(redis.call('HGET', key, 't'))
   end
-  return {'', show(id)}
+  return '', 1
+end
+
+-- id, verdict, sealed vote, version or '', number of keys, how long an answer is remembered,
+-- fingerprint tokens, actor tokens, and where the request has a key of its own: that key's tokens,
+-- and tokens of the request.
+-- Returns the problem or '', the approval, and whether the vote is a new one.
+function op.vote()
+  local id, count, ttl = ARGV[4], tonumber(ARGV[8]), ARGV[9]
+  local key = apr(id)
+  advance(id)
+  if redis.call('EXISTS', key) == 0 then return {'not_found', false, 0} end
+  local function token(kind, n) return ARGV[9 + kind * count + n] end
+  local once = token(2, 1) and prefix .. 'idem:' .. id .. ':'
+  local same, mine = false, false
+  for n = 1, count do
+    local answered = once and redis.call('GET', once .. token(2, n))
+    if answered then
+      local before = cmsgpack.unpack(answered)
+      if before[1] ~= token(3, n) then return {'idempotency_key_reused', show(id), 0} end
+      -- The sealed core never changes, and is not kept twice.
+      local fields = before[3]
+      fields[#fields + 1] = 'c'
+      fields[#fields + 1] = redis.call('HGET', key, 'c')
+      return {before[2], {id, fields}, 0}
+    end
+    same = same or token(0, n) == redis.call('HGET', key, 'f')
+    mine = mine or redis.call('HGET', key, 'v:' .. token(1, n))
+  end
+  local problem, new = count_vote(id, ARGV[5], ARGV[6], ARGV[7], same, mine, token(1, 1))
+  local shown = show(id)
+  if once then
+    local fields = {}
+    for n = 1, #shown[2], 2 do
+      if shown[2][n] ~= 'c' then
+        fields[#fields + 1] = shown[2][n]
+        fields[#fields + 1] = shown[2][n + 1]
+      end
+    end
+    redis.call('SET', once .. token(2, 1), cmsgpack.pack({token(3, 1), problem, fields}), 'PX', ttl)
+  end
+  return {problem, shown, new}
+end
+
+-- id, version or '', nonce, sealed actor, more milliseconds
+function op.extend()
+  local id, key, more = ARGV[4], apr(ARGV[4]), tonumber(ARGV[8])
+  advance(id)
+  if redis.call('HGET', key, 'nn') == ARGV[6] then return {'', show(id), 0} end
+  local problem = refused(id, ARGV[5])
+  if problem then return {problem, show(id), 0} end
+  local a = redis.call('HMGET', key, 'xs', 'xm', 'ea', 'ra', 't')
+  if tonumber(a[1]) >= tonumber(a[2]) then return {'too_many_extensions', show(id), 0} end
+  local expires = tonumber(a[3]) + more
+  if expires > tonumber(a[4]) then return {'beyond_retention', show(id), 0} end
+  audit('approval.extended', id, 'by', 'change', 'change', ARGV[7])
+  redis.call('HSET', key, 'nn', ARGV[6], 'ea', int(expires), 'wa', int(now + (expires - now) * WARN))
+  redis.call('HINCRBY', key, 'xs', 1)
+  redis.call('HINCRBY', key, 'v', 1)
+  schedule(id)
+  happened(id, 'extended', 'change', ARGV[7])
+  touched(a[5])
+  return {'', show(id), 1}
+end
+
+-- id, version or '', nonce, sealed actor
+function op.escalate()
+  local id, key = ARGV[4], apr(ARGV[4])
+  advance(id)
+  if redis.call('HGET', key, 'nn') == ARGV[6] then return {'', show(id), 0} end
+  local problem = refused(id, ARGV[5])
+  if problem then return {problem, show(id), 0} end
+  local a = redis.call('HMGET', key, 'el', 'et', 't')
+  local _, levels = string.gsub(a[2], '%S+', '')
+  if tonumber(a[1]) >= levels then return {'no_escalation_left', show(id), 0} end
+  redis.call('HSET', key, 'nn', ARGV[6])
+  escalate(id, 'change', ARGV[7], 'change', ARGV[7])
+  touched(a[3])
+  return {'', show(id), 1}
+end
+
+-- id, version or '', nonce, sealed actor and reason, status: canceled or superseded
+function op.withdraw()
+  local id, key = ARGV[4], apr(ARGV[4])
+  advance(id)
+  if redis.call('HGET', key, 'nn') == ARGV[6] then return {'', show(id), 0} end
+  local problem = refused(id, ARGV[5])
+  if problem then return {problem, show(id), 0} end
+  redis.call('HSET', key, 'nn', ARGV[6])
+  resolve(id, ARGV[8], 'change', ARGV[7], 'change', ARGV[7])
+  return {'', show(id), 1}
 end
 
 function op.batch()
   local key = batch_key(ARGV[4])
   if redis.call('EXISTS', key) == 0 then return false end
-  lapse_all(key)
+  advance_all(key)
   return show_batch(key)
 end
 
@@ -315,7 +508,7 @@ end
 function op.claim()
   local id, ms, nonce = ARGV[4], tonumber(ARGV[5]), ARGV[6]
   local key = batch_key(id)
-  lapse_all(key)
+  advance_all(key)
   local b = redis.call('HMGET', key, 's', 'l', 'cn')
   local lapsed = b[2] and now >= tonumber(b[2])
   if b[1] == 'claimed' and b[3] == nonce then return show_batch(key) end
@@ -337,7 +530,8 @@ function op.renew()
   return 1
 end
 
--- id, fence, nonce. Refused after the lease: somebody else may be about to claim.
+-- id, fence, nonce, then id and sealed cause of each approval that holds no more.
+-- Refused after the lease: somebody else may be about to claim.
 function op.dispatch()
   local key = batch_key(ARGV[4])
   local b = redis.call('HMGET', key, 's', 'f', 'l', 'dn')
@@ -346,6 +540,12 @@ function op.dispatch()
   if b[1] ~= 'claimed' or now >= tonumber(b[3]) then return 0 end
   audit('continuation.dispatched', ARGV[4], 'f', b[2])
   redis.call('HSET', key, 's', 'dispatched', 'dn', ARGV[6])
+  for n = 7, #ARGV, 2 do
+    local a = redis.call('HMGET', apr(ARGV[n]), 's', 'b')
+    if a[1] == 'approved' and a[2] == ARGV[4] then
+      resolve(ARGV[n], 'superseded', 'change', ARGV[n + 1], 'change', ARGV[n + 1])
+    end
+  end
   return 1
 end
 
@@ -369,23 +569,55 @@ function op.finish()
   return 1
 end
 
--- id, sealed note, nonce
+-- id, nonce, cause, sealed actor and reason. A caller gives up what waits; a person may also give
+-- up what is in doubt.
 function op.abandon()
-  local key = batch_key(ARGV[4])
-  lapse_all(key)
-  local b = redis.call('HMGET', key, 's', 't', 'an')
-  if b[1] == 'abandoned' then return b[3] == ARGV[6] and 1 or 0 end
-  if b[1] ~= 'waiting' then return 0 end
-  audit('continuation.abandoned', ARGV[4], 'note', ARGV[5])
-  redis.call('HSET', key, 's', 'abandoned', 'o', 0, 'an', ARGV[6])
-  for _, id in ipairs(members(key)) do
-    if redis.call('HGET', apr(id), 's') == 'pending' then
-      redis.call('HSET', apr(id), 'note', ARGV[5])
-      resolve(id, 'canceled', '', 'note', ARGV[5])
-    end
+  local id, key, cause = ARGV[4], batch_key(ARGV[4]), ARGV[6]
+  advance_all(key)
+  local b = redis.call('HMGET', key, 's', 'an')
+  if b[1] == 'abandoned' then return b[2] == ARGV[5] and 1 or 0 end
+  if b[1] ~= 'waiting' and not (cause == 'rewind' and b[1] == 'indeterminate') then return 0 end
+  if cause == 'rewind' then
+    give_up(id, cause, 'batch', ARGV[7], 'change', ARGV[7])
+    for _, member in ipairs(members(key)) do note(member, 'rewound', 'batch', ARGV[7]) end
+  else
+    give_up(id, cause, 'note', ARGV[7], 'note', ARGV[7])
   end
-  touched(b[2])
+  redis.call('HSET', key, 'an', ARGV[5])
   return 1
+end
+
+-- id, nonce, sealed actor. The answers of a batch in doubt are sent once more, by a job.
+function op.retry()
+  local id, key = ARGV[4], batch_key(ARGV[4])
+  local b = redis.call('HMGET', key, 's', 'rn', 't')
+  if b[2] == ARGV[5] then return 1 end
+  if b[1] ~= 'indeterminate' then return 0 end
+  audit('continuation.retried', id, 'f', redis.call('HGET', key, 'f'), 'change', ARGV[6])
+  redis.call('HSET', key, 'rn', ARGV[5], 'j', '1')
+  for _, member in ipairs(members(key)) do note(member, 'retried', 'batch', ARGV[6]) end
+  set_ready(id, key)
+  touched(b[3])
+  return 1
+end
+
+-- cursor, or '' for its present end; how many. Returns entries, the cursor after them, and
+-- whether some before them are kept no more.
+function op.inbox()
+  local key, cursor = prefix .. 'inbox', ARGV[4]
+  if redis.call('EXISTS', key) == 0 then return {{}, cursor == '' and '0-0' or cursor, 0} end
+  local info = redis.call('XINFO', 'STREAM', key)
+  local about = {}
+  for n = 1, #info, 2 do about[info[n]] = info[n + 1] end
+  if cursor == '' then return {{}, about['last-generated-id'], 0} end
+  local lost = 0
+  if tonumber(about['entries-added']) > tonumber(about['length']) and about['first-entry'] then
+    local before = redis.call('XRANGE', key, '-', cursor, 'COUNT', 1)
+    if #before == 0 then lost = 1 end
+  end
+  local found = redis.call('XRANGE', key, '(' .. cursor, '+', 'COUNT', ARGV[5])
+  if #found > 0 then cursor = found[#found][1] end
+  return {found, cursor, lost}
 end
 
 return op[ARGV[1]]()

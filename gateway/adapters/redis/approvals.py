@@ -7,9 +7,11 @@ transitions are in `approvals.lua`.
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -17,13 +19,40 @@ from typing_extensions import override
 
 from gateway.adapters.redis import keys
 from gateway.adapters.redis.client import Client, Script, store_errors
-from gateway.domain.approvals import Approval, ApprovalStatus, Batch, BatchStatus, Verdict
-from gateway.domain.ports import ApprovalStore, Cipher, VoteProblem, VoteResult
+from gateway.domain.approvals import (
+    REVALIDATION,
+    Abandonment,
+    Approval,
+    ApprovalStatus,
+    Batch,
+    BatchStatus,
+    Event,
+    Transition,
+    Verdict,
+)
+from gateway.domain.ports import (
+    ApprovalStore,
+    Cipher,
+    InboxEntry,
+    InboxPage,
+    Once,
+    VoteProblem,
+    VoteResult,
+)
+from gateway.domain.terms import widened
 
 _GRACE = 3600.0
-"""Seconds that an approval's record outlives its deadline, so that its expiry can be answered."""
+"""Seconds that an approval's record outlives its retention, so that its expiry can be answered."""
+
+_REMEMBERED = 24 * 3600.0
+"""Seconds that a request with an `Idempotency-Key` is answered the same again."""
+
+_GIVEN_UP = "Another call of the same response was not decided in time, so the turn was given up."
 
 _ENDS = (BatchStatus.DONE, BatchStatus.FAILED, BatchStatus.INDETERMINATE, BatchStatus.READY)
+
+_LASTING = frozenset({"vote", "dispatch", "abandon", "retry", "rewind"})
+"""What somebody was promised, or what must not happen twice: it is on disk before it is told."""
 
 _PAGE = 100
 _FURTHEST = 10_000
@@ -50,27 +79,34 @@ class _Vote(msgspec.Struct, array_like=True):
 
     actor: str
     reason: str | None
+    revision: str | None = None
 
 
-class _Decision(msgspec.Struct):
-    """What became of an approval."""
+class _Change(msgspec.Struct, array_like=True):
+    """Who changed an approval or its batch otherwise than by a vote, and why; sealed."""
 
-    by: str | None = None
+    by: str | None
     reason: str | None = None
 
 
 _ENCODER = msgspec.msgpack.Encoder()
 _CORE = msgspec.msgpack.Decoder(_Core)
 _VOTE = msgspec.msgpack.Decoder(_Vote)
+_CHANGE = msgspec.msgpack.Decoder(_Change)
 
 _Fields = Mapping[bytes, bytes]
 
 
 class RedisApprovalStore(ApprovalStore):
-    """Approvals in Redis, sealed by the cipher."""
+    """Approvals in Redis, sealed by the cipher.
 
-    def __init__(self, client: Client, cipher: TokenCipher) -> None:
-        self._script = Script(client, "approvals.lua")
+    Args:
+        fsync: Seconds to wait for the server's disk where somebody relies on what was written;
+            0 for not at all (`redis.durability`).
+    """
+
+    def __init__(self, client: Client, cipher: TokenCipher, *, fsync: float = 0.0) -> None:
+        self._script = Script(client, "approvals.lua", fsync=fsync)
         self._records = _Records(cipher)
 
     @override
@@ -86,11 +122,12 @@ class RedisApprovalStore(ApprovalStore):
         ttl: int,
         claim_lease: float | None = None,
     ) -> Batch:
-        """Create a batch with its approvals; everything of it lives `ttl` seconds.
+        """Create a batch with its approvals.
 
-        Longer where an approval's own time is longer: it outlives its deadline by an hour.
+        They wait for at most `ttl` seconds, or the longest time-out where that is longer, and all
+        records, the turn's included, outlive that by an hour.
         """
-        longest = max((approval.timeout for approval in approvals), default=0.0)
+        retention = max([float(ttl), *(approval.timeout for approval in approvals)])
         values: list[bytes | str | int] = []
         for approval in approvals:
             values += self._records.values(approval)
@@ -99,7 +136,8 @@ class RedisApprovalStore(ApprovalStore):
             tenant,
             batch_id,
             turn_id,
-            _millis(max(float(ttl), longest + _GRACE)),
+            _millis(retention),
+            _millis(retention + _GRACE),
             self._records.seal_held(tenant, batch_id, held),
             "" if claim_lease is None else _millis(claim_lease),
             *values,
@@ -172,27 +210,108 @@ class RedisApprovalStore(ApprovalStore):
         fingerprint: str,
         reason: str | None,
         version: int | None = None,
+        revision: str | None = None,
+        once: Once | None = None,
     ) -> VoteResult:
-        prints = self._records.print_tokens(tenant, approval_id, fingerprint)
-        actors = self._records.actor_tokens(tenant, approval_id, actor)
-        problem, shown = await self._call(
+        records = self._records
+        actors = records.actor_tokens(tenant, approval_id, actor)
+        vote = _Vote(actor, reason, revision)
+        return await self._change(
             "vote",
             tenant,
             approval_id,
             verdict.value,
-            self._records.seal_vote(tenant, approval_id, actors[0], _Vote(actor, reason)),
+            records.seal_vote(tenant, approval_id, actors[0], vote),
             "" if version is None else version,
             len(actors),
-            *prints,
+            _millis(_REMEMBERED),
+            *records.print_tokens(tenant, approval_id, fingerprint),
             *actors,
+            *(() if once is None else records.once_tokens(tenant, approval_id, actor, once)),
         )
-        approval = self._records.approval(tenant, shown) if shown else None
-        return VoteResult(approval=approval, problem=cast("VoteProblem", problem.decode()) or None)
+
+    @override
+    @store_errors
+    async def extend(
+        self,
+        tenant: str,
+        approval_id: str,
+        *,
+        actor: str,
+        seconds: float,
+        version: int | None = None,
+    ) -> VoteResult:
+        by = _Change(f"subject:{actor}")
+        return await self._person("extend", tenant, approval_id, version, by, _millis(seconds))
+
+    @override
+    @store_errors
+    async def escalate(
+        self, tenant: str, approval_id: str, *, actor: str, version: int | None = None
+    ) -> VoteResult:
+        by = _Change(f"subject:{actor}")
+        return await self._person("escalate", tenant, approval_id, version, by)
+
+    @override
+    @store_errors
+    async def cancel(
+        self,
+        tenant: str,
+        approval_id: str,
+        *,
+        actor: str,
+        reason: str,
+        version: int | None = None,
+    ) -> VoteResult:
+        by = _Change(f"subject:{actor}", reason)
+        return await self._person("withdraw", tenant, approval_id, version, by, "canceled")
+
+    @override
+    @store_errors
+    async def supersede(
+        self, tenant: str, approval_id: str, *, cause: str, by: str = REVALIDATION
+    ) -> VoteResult:
+        change = _Change(by, cause)
+        return await self._person("withdraw", tenant, approval_id, None, change, "superseded")
+
+    async def _person(
+        self,
+        operation: str,
+        tenant: str,
+        approval_id: str,
+        version: int | None,
+        change: _Change,
+        *args: bytes | str | int,
+    ) -> VoteResult:
+        return await self._change(
+            operation,
+            tenant,
+            approval_id,
+            "" if version is None else version,
+            _nonce(),
+            self._records.seal_change(tenant, approval_id, change),
+            *args,
+        )
+
+    async def _change(self, operation: str, tenant: str, *args: bytes | str | int) -> VoteResult:
+        problem, shown, counted = await self._call(operation, tenant, *args)
+        return VoteResult(
+            approval=self._records.approval(tenant, shown) if shown else None,
+            problem=cast("VoteProblem", problem.decode()) or None,
+            counted=bool(counted),
+        )
+
+    @override
+    @store_errors
+    async def inbox(self, tenant: str, *, after: str = "", limit: int = 100) -> InboxPage:
+        found, cursor, lost = await self._call("inbox", tenant, after, limit)
+        entries = [_entry(place.decode(), _fields(flat)) for place, flat in found]
+        return InboxPage(entries, cursor.decode(), bool(lost))
 
     @override
     @store_errors
     async def expire_due(self, tenant: str) -> Sequence[str]:
-        """Expire approvals whose time is over and settle batches whose lease lapsed.
+        """Do what time has brought, and settle batches whose lease lapsed.
 
         A batch that was claimed by a worker goes back to `ready` with a new job; one that was
         dispatched becomes `indeterminate` (APPR-5).
@@ -223,12 +342,23 @@ class RedisApprovalStore(ApprovalStore):
 
     @override
     @store_errors
-    async def dispatch(self, tenant: str, batch_id: str, *, fence: int) -> bool:
+    async def dispatch(
+        self,
+        tenant: str,
+        batch_id: str,
+        *,
+        fence: int,
+        superseded: Mapping[str, str] = MappingProxyType({}),
+    ) -> bool:
         """Write `dispatched`, before the request is sent; false when it must not be sent.
 
         True once per claim: false for another fence, after the lease, and for a second call.
         """
-        return bool(await self._call("dispatch", tenant, batch_id, fence, _nonce()))
+        causes: list[bytes | str] = []
+        for approval_id, cause in superseded.items():
+            change = _Change(REVALIDATION, cause)
+            causes += [approval_id, self._records.seal_change(tenant, approval_id, change)]
+        return bool(await self._call("dispatch", tenant, batch_id, fence, _nonce(), *causes))
 
     @override
     @store_errors
@@ -255,12 +385,25 @@ class RedisApprovalStore(ApprovalStore):
     @store_errors
     async def abandon(self, tenant: str, batch_id: str, *, reason: str) -> bool:
         note = self._records.seal_note(tenant, batch_id, reason)
-        return bool(await self._call("abandon", tenant, batch_id, note, _nonce()))
+        return bool(await self._call("abandon", tenant, batch_id, _nonce(), "caller", note))
+
+    @override
+    @store_errors
+    async def rewind(self, tenant: str, batch_id: str, *, by: str, reason: str) -> bool:
+        sealed = self._records.seal_change(tenant, batch_id, _Change(by, reason))
+        return bool(await self._call("abandon", tenant, batch_id, _nonce(), "rewind", sealed))
+
+    @override
+    @store_errors
+    async def retry(self, tenant: str, batch_id: str, *, by: str) -> bool:
+        sealed = self._records.seal_change(tenant, batch_id, _Change(by))
+        return bool(await self._call("retry", tenant, batch_id, _nonce(), sealed))
 
     async def _call(self, operation: str, tenant: str, *args: bytes | str | int) -> Any:
         encoded = (_raw(arg) if isinstance(arg, str) else arg for arg in args)
         routing = keys.approvals(tenant)
-        return await self._script(routing, operation, keys.prefix(tenant), tenant, *encoded)
+        run = self._script.on_disk if operation in _LASTING else self._script
+        return await run(routing, operation, keys.prefix(tenant), tenant, *encoded)
 
 
 class _Records:
@@ -270,7 +413,7 @@ class _Records:
         self._cipher = cipher
 
     def values(self, approval: Approval) -> Sequence[bytes | str | int]:
-        """Return the ten values that `approvals.lua` takes for a new approval."""
+        """Return the eleven values that `approvals.lua` takes for a new approval."""
         tenant = approval.tenant
         core = _Core(
             replace(approval, arguments=""), approval.arguments.encode("utf-8", "surrogatepass")
@@ -287,7 +430,8 @@ class _Records:
             approval.by,
             _millis(approval.timeout),
             approval.request_id,
-            "core",
+            " ".join(str(_millis(level.after)) for level in approval.escalate),
+            approval.max_extensions,
         )
 
     def approval(self, tenant: str, shown: tuple[bytes, Sequence[bytes]]) -> Approval:
@@ -295,16 +439,24 @@ class _Records:
         approval_id, fields = shown[0].decode(), _fields(shown[1])
         core = self._core(tenant, approval_id, fields[b"c"])
         votes = self._votes(tenant, approval_id, fields)
-        decision = self._decision(tenant, core, votes, fields)
+        history = tuple(self._history(core, votes, fields))
+        ends = [line for line in history if line.event == "resolved"]
         decided = fields.get(b"da")
+        level = int(fields[b"el"])
+        revisions = [vote.revision for _, vote in votes.values() if vote.revision is not None]
         return replace(
             core,
+            approvers=widened(core.approvers, core.escalate[:level]),
+            level=level,
+            extensions=int(fields[b"xs"]),
+            revision=revisions[0] if revisions else None,
+            history=history,
             created_at=int(fields[b"ca"]) / 1000,
             expires_at=int(fields[b"ea"]) / 1000,
             status=ApprovalStatus(fields[b"s"].decode()),
-            decided_by=decision.by,
+            decided_by=ends[-1].actor if ends else None,
             decided_at=int(decided) / 1000 if decided else None,
-            reason=decision.reason,
+            reason=ends[-1].reason if ends else None,
             votes=tuple(vote.actor for verdict, vote in votes.values() if verdict == "approve"),
             version=int(fields[b"v"]),
         )
@@ -322,6 +474,7 @@ class _Records:
             approvals=tuple(self.approval(tenant, found) for found in shown[1]),
             held=self._cipher.decrypt(fields[b"h"], tenant=tenant, kind="batch.held", id=batch_id),
             next_response_id=_text(fields.get(b"nx", b"")) or None,
+            cause=cast("Abandonment", fields.get(b"w", b"").decode()),
         )
 
     def seal_held(self, tenant: str, batch_id: str, held: bytes) -> bytes:
@@ -330,6 +483,17 @@ class _Records:
     def seal_note(self, tenant: str, batch_id: str, reason: str) -> bytes:
         plain = _raw(reason)
         return self._cipher.encrypt(plain, tenant=tenant, kind="batch.note", id=batch_id)
+
+    def seal_change(self, tenant: str, id: str, change: _Change) -> bytes:
+        plain = _ENCODER.encode(change)
+        return self._cipher.encrypt(plain, tenant=tenant, kind="approval.change", id=id)
+
+    def once_tokens(self, tenant: str, approval_id: str, actor: str, once: Once) -> tuple[str, ...]:
+        # Bound to the actor: another one's key is another key.
+        named = json.dumps([actor, once.key])
+        kind, body = "approval.once", once.body.decode("latin-1")
+        keys_ = self._cipher.tokens(named, tenant=tenant, kind=kind, id=approval_id)
+        return (*keys_, *self._cipher.tokens(body, tenant=tenant, kind=kind, id=approval_id))
 
     def seal_vote(self, tenant: str, approval_id: str, token: str, vote: _Vote) -> bytes:
         # Bound to its voter: votes cannot change places.
@@ -362,27 +526,50 @@ class _Records:
             votes[token] = (verdict.decode(), _VOTE.decode(plain))
         return votes
 
-    def _decision(
+    def _history(
+        self, core: Approval, votes: Mapping[str, tuple[str, _Vote]], fields: _Fields
+    ) -> Iterator[Transition]:
+        for n in range(1, int(fields[b"en"]) + 1):
+            at, event, status, what, sealed = fields[f"e:{n}".encode()].split(b" ", 4)
+            who = self._who(core, votes, what.decode(), sealed, event)
+            yield Transition(
+                event=cast("Event", event.decode()),
+                at=int(at) / 1000,
+                status=ApprovalStatus(status.decode()),
+                actor=who.by,
+                reason=who.reason,
+            )
+
+    def _who(
         self,
-        tenant: str,
         core: Approval,
         votes: Mapping[str, tuple[str, _Vote]],
-        fields: _Fields,
-    ) -> _Decision:
-        what = fields.get(b"d", b"").decode()
-        if what == "core":
-            return _Decision(core.decided_by, core.reason)
-        if what == "timeout":
-            return _Decision("timeout")
+        what: str,
+        sealed: bytes,
+        event: bytes,
+    ) -> _Change:
+        """Tell who did what a line of the history says, and why."""
+        if what == "core" and event == b"requested":
+            return _Change(f"subject:{core.requester}")
         if what in votes:
-            _, vote = votes[what]
-            return _Decision(f"subject:{vote.actor}", vote.reason)
-        if b"note" in fields:
-            note = self._cipher.decrypt(
-                fields[b"note"], tenant=tenant, kind="batch.note", id=core.batch_id
-            )
-            return _Decision(None, _text(note))
-        return _Decision()
+            vote = votes[what][1]
+            return _Change(f"subject:{vote.actor}", vote.reason)
+        match what:
+            case "core":
+                return _Change(core.decided_by, core.reason)
+            case "rewind":
+                return _Change("timeout", _GIVEN_UP)
+            case "note":
+                plain = self._open("batch.note", core.tenant, core.batch_id, sealed)
+                return _Change(None, _text(plain))
+            case "change" | "batch":
+                id_ = core.id if what == "change" else core.batch_id
+                return _CHANGE.decode(self._open("approval.change", core.tenant, id_, sealed))
+            case _:
+                return _Change("timeout")
+
+    def _open(self, kind: str, tenant: str, id: str, sealed: bytes) -> bytes:
+        return self._cipher.decrypt(sealed, tenant=tenant, kind=kind, id=id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,6 +601,10 @@ def _index(status: str | None, turn_id: str | None) -> bytes:
 
 def _fields(flat: Sequence[bytes]) -> _Fields:
     return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _entry(cursor: str, fields: _Fields) -> InboxEntry:
+    return InboxEntry(cursor, cast("Event", fields[b"e"].decode()), fields[b"a"].decode())
 
 
 def _millis(seconds: float) -> int:

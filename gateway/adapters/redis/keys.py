@@ -9,16 +9,12 @@
     gw:{tenant}:aprs                      ZSET    approvals by creation
     gw:{tenant}:aprs:status:<status>      ZSET    the same, of one status
     gw:{tenant}:aprs:turn:<response id>   ZSET    the same, of one turn
-    gw:{tenant}:deadlines                 ZSET    pending approvals by their deadline
+    gw:{tenant}:deadlines                 ZSET    pending approvals by when time next changes them
+    gw:{tenant}:idem:<approval id>:<key>  STRING  how a request with a key of its own was answered
+    gw:{tenant}:inbox                     STREAM  what happened to approvals, the newest 10,000
     gw:{tenant}:leases                    ZSET    claimed batches by the end of their lease
     gw:{tenant}:jobs                      STREAM  jobs to do now, with the group `workers`
     gw:{tenant}:jobs:later                ZSET    jobs to do later, by their time
-    gw:{tenant}:grant:<grant id>          HASH    a grant
-    gw:{tenant}:grants                    ZSET    grants by creation
-    gw:{tenant}:grants:for:<token>        ZSET    grants that answer the same calls, by their end
-    gw:{tenant}:grants:of:<token>         SET     grants of one chain
-    gw:{tenant}:grants:use:<approval id>  STRING  the grant that answered a question
-    gw:{tenant}:asks:<token>              ZSET    what people were asked of late, by asker and tool
     gw:{tenant}:evt:<event id>            HASH    an event for webhooks
     gw:{tenant}:audit:new                 STREAM  what happened and is not in the audit yet
 
@@ -76,11 +72,6 @@ def approvals(tenant: str) -> bytes:
     return prefix(tenant) + b"aprs"
 
 
-def grants(tenant: str) -> bytes:
-    """Name the index of all grants."""
-    return prefix(tenant) + b"grants"
-
-
 def jobs(tenant: str) -> bytes:
     """Name the job stream."""
     return prefix(tenant) + b"jobs"
@@ -99,6 +90,11 @@ def event(tenant: str, event_id: str) -> bytes:
 def wake_turn(tenant: str, turn_id: str) -> str:
     """Name the hint that something happened to a turn."""
     return f"turn:{tenant}:{turn_id}"
+
+
+def wake_inbox(tenant: str) -> str:
+    """Name the hint that something happened to one of a tenant's approvals."""
+    return f"inbox:{tenant}"
 
 
 def wake_jobs(tenant: str) -> str:

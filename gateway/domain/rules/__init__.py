@@ -11,7 +11,6 @@ asks; an unknown server is denied. A rule that cannot be evaluated never allows.
 from gateway.domain.rules.arguments import MISSING, Pointer, parse_arguments
 from gateway.domain.rules.conditions import Facts
 from gateway.domain.rules.model import (
-    ApprovalTerms,
     ArgumentTest,
     Effect,
     Expression,
@@ -28,7 +27,6 @@ from gateway.domain.rules.ruleset import Finding, RuleSet
 __all__ = [
     "MISSING",
     "PREDICATES",
-    "ApprovalTerms",
     "ArgumentTest",
     "Effect",
     "Expression",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from gateway.domain.grants import USUAL_TERMS, GrantTerms
 from gateway.domain.registry import Trust
+from gateway.domain.terms import DEFAULT_TERMS, ApprovalTerms
 
 if TYPE_CHECKING:
     from gateway.domain.rules.arguments import Pointer
@@ -133,26 +133,6 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
-class ApprovalTerms:
-    """How a person decides.
-
-    Attributes:
-        by: "approver" (the gateway owns the answer) or "caller" (the native flow).
-        approvers: `role:NAME`, `group:NAME` or `subject:NAME`; any of them may decide.
-        timeout: Seconds until nobody's answer becomes an answer.
-        grants: What people may grant instead of deciding each call.
-    """
-
-    by: Literal["approver", "caller"] = "approver"
-    approvers: tuple[str, ...] = ("role:approver",)
-    quorum: int = 1
-    allow_self: bool = False
-    timeout: float = 30 * 60.0
-    on_timeout: Literal["deny", "hold", "rewind"] = "deny"
-    grants: GrantTerms = USUAL_TERMS
-
-
-@dataclass(frozen=True, slots=True)
 class Rule:
     """One rule of the configuration.
 
@@ -165,7 +145,7 @@ class Rule:
     id: str
     match: Match
     effect: Effect
-    approval: ApprovalTerms = ApprovalTerms()
+    approval: ApprovalTerms = DEFAULT_TERMS
     reason: str | None = None
     mode: Literal["enforce", "shadow"] = "enforce"
     on_error: Literal["ask", "deny"] | None = None
@@ -185,7 +165,7 @@ class Ruling:
 
     effect: Effect
     rule: str
-    approval: ApprovalTerms = ApprovalTerms()
+    approval: ApprovalTerms = DEFAULT_TERMS
     reason: str | None = None
     errors: tuple[str, ...] = ()
     shadow: Ruling | None = None

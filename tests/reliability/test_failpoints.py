@@ -1,0 +1,41 @@
+"""A replica dies at each step of a held turn; another one goes on (APPR-4, APPR-5)."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from gateway.services.failpoints import Point
+from tests.reliability.support import Ledger, Site, eventually, report
+
+LOST = {Point.AFTER_DISPATCH, Point.AFTER_POST}
+"""Where the answer was sent, or may have been, and what came back is lost."""
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.mark.covers("APPR-4", "APPR-5", "STREAM-3", "OPS-2")
+@pytest.mark.parametrize("point", list(Point), ids=lambda point: point.value)
+async def test_a_replica_that_dies_at_a_step_is_replaced(site: Site, point: Point) -> None:
+    (steady,) = site.up("steady")
+    frail = site.begin(site.prepare("frail"), failpoint=point.value).ready()
+    ledger = Ledger(site)
+    async with ledger.approver(), anyio.create_task_group() as group:
+        while frail.running:  # either replica may take the job: until it was the frail one
+            count = len(ledger.turns) + 2
+            for at in (frail, steady):
+                group.start_soon(ledger.turn, at)
+
+            async def over(count: int = count) -> bool:
+                return not frail.running or ledger.ended >= count
+
+            await eventually(over, "the turns end, or the replica dies")
+    counted = await ledger.check()
+    report(
+        "failpoint",
+        point=point.value,
+        seconds=round(max(turn.seconds for turn in ledger.turns), 2),
+        **counted,
+    )
+    lost = counted.get("continuation_indeterminate", 0)
+    assert lost >= 1 if point in LOST else lost == 0
