@@ -20,6 +20,7 @@ from gateway.adapters.logs import configure_logging
 from gateway.adapters.metrics import PrometheusMeter
 from gateway.adapters.openai.upstream import OpenAIUpstreams
 from gateway.adapters.redis.approvals import RedisApprovalStore
+from gateway.adapters.redis.audit import RedisAuditStore
 from gateway.adapters.redis.client import Client, open_clients
 from gateway.adapters.redis.event_log import RedisEventLog
 from gateway.adapters.redis.jobs import RedisJobQueue
@@ -38,6 +39,7 @@ from gateway.domain.requests import Bounds
 from gateway.domain.webhooks import WebhookEndpoint
 from gateway.services.answers import NativeAnswers
 from gateway.services.approvals import ApprovalService
+from gateway.services.audit import AuditService, AuditTerms, Chainer
 from gateway.services.continuations import Continuations, Sweeper
 from gateway.services.conversations import ConversationService
 from gateway.services.following import Following
@@ -56,12 +58,17 @@ from gateway.services.worker import Worker
 from gateway.settings import Settings
 from gateway.web.answers import Pace
 from gateway.web.approvals import approvals_router
+from gateway.web.audit import audit_router
 from gateway.web.doors import Doors
 from gateway.web.errors import on_exception, on_gateway_error, on_http_error
 from gateway.web.health import health_router
 from gateway.web.responses import conversations_router, create_router, responses_router
 
 logger = logging.getLogger("gateway")
+
+
+_LAST_CHAINING = 2.0
+"""Seconds for the audit at the end; what is left then is chained by another replica."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +79,7 @@ class Stores:
     approvals: RedisApprovalStore
     log: RedisEventLog
     jobs: RedisJobQueue
+    audit: RedisAuditStore
     outbox: RedisOutbox
     wake: RedisWake
     probe: RedisProbe
@@ -188,7 +196,18 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         tenants=tenants,
     )
     await health.check()
-    await _start(stack, health, stores.wake, worker, settings.server.grace_period)
+    chainer = Chainer(
+        store=stores.audit,
+        signer=cipher,
+        meter=meter,
+        tenants=tenants,
+        terms=AuditTerms(
+            retention=settings.audit.retention,
+            checkpoint_interval=settings.audit.checkpoint_interval,
+            checkpoint_entries=settings.audit.checkpoint_entries,
+        ),
+    )
+    await _start(stack, health, stores.wake, worker, chainer, settings.server.grace_period)
 
     doors = Doors(keys, tenants, bounds.max_depth)
     pace = Pace(heartbeat=settings.server.heartbeat, stall=settings.server.stall_timeout)
@@ -224,6 +243,12 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         responses_router(doors, responses, pace),
         conversations_router(doors, conversations, pace),
         approvals_router(doors, approvals),
+        audit_router(
+            doors,
+            AuditService(
+                store=stores.audit, signer=cipher, chainer=chainer, approvals=stores.approvals
+            ),
+        ),
         console_router(doors, approvals, Sessions(cipher, doors.keys, tenants), stores.wake, pace),
         health_router(health=health, lifecycle=life, metrics=meter.expose),
     ]
@@ -261,6 +286,7 @@ def make_stores(
         turns=RedisTurnStore(commands, cipher),
         approvals=RedisApprovalStore(commands, cipher, fsync=fsync),
         log=RedisEventLog(commands, cipher),
+        audit=RedisAuditStore(commands, cipher),
         jobs=RedisJobQueue(commands, consumer, lease=lease),
         outbox=RedisOutbox(commands, cipher),
         wake=RedisWake(pubsub),
@@ -269,19 +295,27 @@ def make_stores(
 
 
 async def _start(
-    stack: AsyncExitStack, health: Health, wake: RedisWake, worker: Worker, grace: float
+    stack: AsyncExitStack,
+    health: Health,
+    wake: RedisWake,
+    worker: Worker,
+    chainer: Chainer,
+    grace: float,
 ) -> None:
     """Start what runs beside the requests; at the end, jobs that were begun may finish."""
-    stop = asyncio.Event()
+    stop, worked = asyncio.Event(), asyncio.Event()
     group = await stack.enter_async_context(asyncio.TaskGroup())
     endless = [group.create_task(health.run()), group.create_task(wake.run())]
     work = group.create_task(worker.run(stop))
+    chain = group.create_task(chainer.run(worked))
 
     async def end() -> None:
         stop.set()
         await asyncio.wait({work}, timeout=grace)
+        worked.set()  # the last jobs leave something to chain
+        await asyncio.wait({chain}, timeout=_LAST_CHAINING)
         # Again and again: a client library may swallow one cancellation.
-        while running := {task for task in (*endless, work) if not task.done()}:
+        while running := {task for task in (*endless, work, chain) if not task.done()}:
             for task in running:
                 task.cancel()
             await asyncio.wait(running, timeout=0.5)

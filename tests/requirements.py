@@ -29,7 +29,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "RUN-3": Requirement("one line runs all tests on a bare machine"),
     "RUN-4": Requirement("serve and check refuse an unsafe or incomplete configuration"),
     "RUN-5": Requirement(
-        "keys new, policy simulate, mcp probe, emulator", "part", "audit verify comes with APPR-11"
+        "keys new, policy simulate, mcp probe, audit verify, emulator; help explains them"
     ),
     "RUN-6": Requirement("environment over file over defaults; secrets are references"),
     "API-1": Requirement("the whole Responses surface"),
@@ -74,7 +74,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "APPR-8": Requirement("grants", "later"),
     "APPR-9": Requirement("webhooks out", "part", "one signed webhook, retried, from a job"),
     "APPR-10": Requirement("console", "part", "sign-in, inbox, decide; no live updates"),
-    "APPR-11": Requirement("audit", "later"),
+    "APPR-11": Requirement("every decision in a hash chain; read, verify, export"),
     "APPR-12": Requirement("computer use", "later"),
     "APPR-13": Requirement(
         "rules in full",

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from typing_extensions import override
 
 from gateway.domain.errors import Undecipherable
-from gateway.domain.ports import Cipher
+from gateway.domain.ports import Cipher, Signer
 
 _VERSION = 1
 _NONCE = 12
@@ -58,7 +58,7 @@ def new_key() -> str:
     return base64.b64encode(os.urandom(_KEY)).decode()
 
 
-class KeyRing(Cipher):
+class KeyRing(Cipher, Signer):
     """Seals with the first key, opens with whichever sealed it (STATE-4).
 
     Args:
@@ -110,6 +110,20 @@ class KeyRing(Cipher):
             hmac.digest(self._token_key(key_id, tenant), data, "sha256")[:16].hex()
             for key_id in self._keys
         )
+
+    @override
+    def sign(self, data: bytes, *, tenant: str) -> tuple[str, str]:
+        return self._first.decode(), self._mac(self._first, data, tenant)
+
+    @override
+    def is_signed(self, data: bytes, *, tenant: str, key: str, signature: str) -> bool:
+        key_id = key.encode("utf-8", "surrogatepass")
+        if key_id not in self._keys:
+            return False
+        return hmac.compare_digest(self._mac(key_id, data, tenant), signature)
+
+    def _mac(self, key_id: bytes, data: bytes, tenant: str) -> str:
+        return hmac.digest(self._derive(key_id, b"gw-sign-v1", tenant), data, "sha256").hex()
 
     def _read_header(self, sealed: bytes, kind: str) -> tuple[bytes, int]:
         if len(sealed) < 2 or sealed[0] != _VERSION:

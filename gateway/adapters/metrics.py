@@ -14,6 +14,7 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     generate_latest,
 )
@@ -86,6 +87,20 @@ class PrometheusMeter(Meter):
             registry=self._registry,
         )
 
+        self._audited = Counter(
+            "gateway_audit_entries",
+            "Entries put into the audit's chain by this replica.",
+            ("event",),
+            registry=self._registry,
+        )
+        self._audit_lag = Gauge(
+            "gateway_audit_lag_seconds",
+            "Seconds that the oldest occurrence waits for its entry in the audit.",
+            ("tenant",),
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
+
     def _child(self, metric: Any, *labels: str) -> Any:
         """Find a metric's series; looking it up in the metric itself costs 5 µs each time."""
         key = (metric, labels)
@@ -128,6 +143,14 @@ class PrometheusMeter(Meter):
     @override
     def withheld(self, upstream: str, count: int) -> None:
         self._child(self._withheld, upstream).inc(count)
+
+    @override
+    def audited(self, event: str) -> None:
+        self._child(self._audited, event).inc()
+
+    @override
+    def audit_lag(self, *, tenant: str, seconds: float) -> None:
+        self._child(self._audit_lag, tenant).set(seconds)
 
     def expose(self) -> tuple[bytes, str]:
         """Write the metrics of all workers of this replica, and their media type."""

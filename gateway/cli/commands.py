@@ -21,6 +21,7 @@ click.rich_click.COMMAND_GROUPS = {
     "gateway": [
         {"name": "Run", "commands": ["dev", "serve", "emulator"]},
         {"name": "Configure", "commands": ["check", "keys", "policy", "mcp"]},
+        {"name": "Look after", "commands": ["audit"]},
     ]
 }
 
@@ -253,6 +254,62 @@ def mcp_probe(label: str, config: Path | None, headers: tuple[str, ...], as_json
     except ProbeError as exc:
         fail([str(exc)])
     click.echo(report.to_json() if as_json else report.to_text(), nl=False)
+
+
+@cli.group()
+def audit() -> None:
+    """Verify the audit."""
+
+
+_existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@audit.command("verify")
+@config_option
+@click.option("--tenant", help="This tenant's chain alone; by default every configured one's.")
+@click.option("--file", "export", type=_existing, help="An export (`GET /v1/audit/export`).")
+@click.option(
+    "--checkpoints",
+    "log",
+    type=_existing,
+    help="A gateway's log: the chain must agree with every `audit checkpoint` line in it.",
+)
+@click.option(
+    "--expect-head",
+    "expected",
+    metavar="HASH",
+    help="A hash that you noted before: an entry must have it.",
+)
+def audit_verify(
+    config: Path | None,
+    tenant: str | None,
+    export: Path | None,
+    log: Path | None,
+    expected: str | None,
+) -> None:
+    """Follow the audit's hash chain, in Redis or in an export.
+
+    Prints one line per tenant and ends with status 0 if everything holds; else it names the first
+    entry that is altered, missing or moved, and ends with status 1. An export needs neither
+    configuration nor keys. What was cut off at the end, or rewritten as a whole, shows only
+    against something that was kept elsewhere: `--checkpoints` or `--expect-head`.
+    """
+    from gateway.cli.audit import AuditError, line, read_log, verify_file, verify_store
+
+    if export is not None and (log is not None or tenant is not None):
+        raise click.UsageError("--file is verified by itself: no --tenant, no --checkpoints")
+    try:
+        if export is not None:
+            found = [(str(export), verify_file(export, expected))]
+        else:
+            settings = read_settings(config)
+            tenants = [tenant] if tenant else [one.id for one in settings.to_tenants()]
+            found = verify_store(settings, tenants, read_log(log) if log else [], expected)
+    except AuditError as exc:
+        fail([str(exc)])
+    for name, verdict in found:
+        click.echo(line(name, verdict), err=not verdict.ok)
+    sys.exit(0 if all(verdict.ok for _, verdict in found) else 1)
 
 
 @cli.command()

@@ -301,6 +301,20 @@ class WebhookSettings(Section):
     events: tuple[Name, ...] = Field(("*",), min_length=1)
 
 
+class AuditSettings(Section):
+    """The audit's chain (APPR-11).
+
+    Attributes:
+        retention: How long entries are kept; what is dropped leaves a sealed base behind.
+        checkpoint_interval: A changed chain's head is signed and logged this often.
+        checkpoint_entries: And after so many entries.
+    """
+
+    retention: Annotated[Duration, Field(ge=86400)] = 400 * 86400.0
+    checkpoint_interval: Annotated[Duration, Field(ge=1)] = 600.0
+    checkpoint_entries: Count = 1000
+
+
 class Settings(BaseSettings):
     """The whole configuration.
 
@@ -326,6 +340,7 @@ class Settings(BaseSettings):
     api_keys: tuple[ApiKeySettings, ...] = ()
     auth: AuthSettings = AuthSettings()
     webhooks: tuple[WebhookSettings, ...] = ()
+    audit: AuditSettings = AuditSettings()
 
     @classmethod
     @override

@@ -148,6 +148,7 @@ def tenancy(stack: Stack, **changes: Any) -> dict[str, Any]:
         stack.key("approver", tenant=tenant, subject="user:ann", roles=["approver"]),
         stack.key("second", tenant=tenant, subject="user:bob", roles=["caller", "approver"]),
         stack.key("admin", tenant=tenant, subject="user:root", roles=["admin"]),
+        stack.key("auditor", tenant=tenant, subject="user:eve", roles=["auditor"]),
         stack.key("other", tenant="rival-" + tenant, roles=["caller", "approver"]),
     ]
     tenants = [{"id": tenant, **changes}, {"id": "rival-" + tenant}]

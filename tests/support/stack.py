@@ -97,7 +97,7 @@ class Stack:
             valkey = stack.enter_context(EmbeddedValkey())
             upstream = stack.enter_context(serving(create_emulator(EmulatorSettings(**emulator))))
             mcp = stack.enter_context(serving(create_demo_mcp(CANARY)))
-            names = ("caller", "approver", "second", "other", "admin")
+            names = ("caller", "approver", "second", "other", "admin", "auditor")
             yield cls(
                 redis_url=valkey.url,
                 emulator_url=upstream,
@@ -128,6 +128,7 @@ class Stack:
                 self.key("second", subject="user:bob", roles=["caller", "approver"]),
                 self.key("other", tenant="rival", roles=["caller", "approver"]),
                 self.key("admin", subject="user:root", roles=["admin"]),
+                self.key("auditor", subject="user:eve", roles=["auditor"]),
             ],
         }
         return Settings(**{**values, **changes})

@@ -16,7 +16,13 @@
     gw:{tenant}:jobs                      STREAM  jobs to do now, with the group `workers`
     gw:{tenant}:jobs:later                ZSET    jobs to do later, by their time
     gw:{tenant}:evt:<event id>            HASH    an event for webhooks
-    gw:{tenant}:audit:new                 STREAM  what happened and is not in the audit yet
+    gw:{tenant}:audit                     STREAM  the audit's chain of entries
+    gw:{tenant}:audit:new                 STREAM  what happened and is not in the chain yet
+    gw:{tenant}:audit:head                HASH    where the chain ends and begins
+    gw:{tenant}:audit:checkpoints         STREAM  signed heads of the chain
+    gw:{tenant}:audit:of:<id>             ZSET    entries about an approval or a batch
+    gw:{tenant}:audit:once                HASH    what was noted last of what is noted on change
+    gw:{tenant}:audit:noted:<note>        STRING  a note that is in the outbox already
 
 The braces are the hash tag: everything of a tenant lies in one slot of a Cluster, so that a
 script may touch any of it. Scripts get the tenant's prefix and append what is known only inside
@@ -85,6 +91,16 @@ def jobs_later(tenant: str) -> bytes:
 def event(tenant: str, event_id: str) -> bytes:
     """Name the hash of an event for webhooks."""
     return prefix(tenant) + _bytes("evt:" + event_id)
+
+
+def audit(tenant: str) -> bytes:
+    """Name the audit's chain."""
+    return prefix(tenant) + b"audit"
+
+
+def audit_new(tenant: str) -> bytes:
+    """Name the audit's outbox."""
+    return prefix(tenant) + b"audit:new"
 
 
 def wake_turn(tenant: str, turn_id: str) -> str:
