@@ -27,7 +27,7 @@ from gateway.adapters.redis.jobs import RedisJobQueue
 from gateway.adapters.redis.probe import RedisProbe
 from gateway.adapters.redis.turns import RedisTurnStore
 from gateway.adapters.redis.wake import RedisWake
-from gateway.adapters.redis.webhooks import RedisOutbox
+from gateway.adapters.redis.webhooks import RedisOutbox, RedisWebhookStore
 from gateway.adapters.secrets import SecretResolver
 from gateway.adapters.webhook import HttpWebhookSender
 from gateway.console.routes import console_router, take_back_cors
@@ -36,7 +36,6 @@ from gateway.domain.errors import GatewayError
 from gateway.domain.identity import KeyRing
 from gateway.domain.lifecycle import Lifecycle
 from gateway.domain.requests import Bounds
-from gateway.domain.webhooks import WebhookEndpoint
 from gateway.services.answers import NativeAnswers
 from gateway.services.approvals import ApprovalService
 from gateway.services.audit import AuditService, AuditTerms, Chainer
@@ -53,7 +52,8 @@ from gateway.services.redaction import RedactingUpstreams
 from gateway.services.responses import ResponseService
 from gateway.services.settlement import Settlement
 from gateway.services.turns import EARLY, TurnService
-from gateway.services.webhooks import WebhookService
+from gateway.services.webhook_endpoints import WebhookEndpoints
+from gateway.services.webhooks import Deliverer, Directory, FanOut, Messenger
 from gateway.services.worker import Worker
 from gateway.settings import Settings
 from gateway.web.answers import Pace
@@ -63,6 +63,7 @@ from gateway.web.doors import Doors
 from gateway.web.errors import on_exception, on_gateway_error, on_http_error
 from gateway.web.health import health_router
 from gateway.web.responses import conversations_router, create_router, responses_router
+from gateway.web.webhooks import webhooks_router
 
 logger = logging.getLogger("gateway")
 
@@ -81,6 +82,7 @@ class Stores:
     jobs: RedisJobQueue
     audit: RedisAuditStore
     outbox: RedisOutbox
+    webhooks: RedisWebhookStore
     wake: RedisWake
     probe: RedisProbe
 
@@ -125,7 +127,9 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     stores = await _stores(stack, settings, secrets, cipher)
     client = OpenAIUpstreams(settings.to_upstreams(), secrets)
     stack.push_async_callback(client.aclose)
-    sender = await stack.enter_async_context(HttpWebhookSender())
+    sender = await stack.enter_async_context(
+        HttpWebhookSender(timeout=settings.webhook_delivery.timeout)
+    )
 
     servers = {server.label: server for server in settings.to_mcp_servers()}
     tenants = {tenant.id: tenant for tenant in settings.to_tenants()}
@@ -176,22 +180,22 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         tenants=tenants,
         lease=lease,
     )
+    directory = Directory(
+        store=stores.webhooks,
+        configured=settings.to_webhooks(),
+        networks=settings.to_networks(),
+    )
+    messenger = Messenger(
+        directory=directory,
+        sender=sender,
+        secrets=secrets,
+        public_url=settings.server.public_url or "",
+    )
     worker = Worker(
         jobs=stores.jobs,
         wake=stores.wake,
         continuations=continuations,
-        webhooks=WebhookService(
-            endpoints=[
-                WebhookEndpoint(url=hook.url, secret=hook.secret, events=hook.events)
-                for hook in settings.webhooks
-                if hook.secret is not None
-            ],
-            approvals=stores.approvals,
-            jobs=stores.jobs,
-            sender=sender,
-            secrets=secrets,
-            public_url=settings.server.public_url or "",
-        ),
+        webhooks=FanOut(store=stores.webhooks, directory=directory, approvals=stores.approvals),
         sweeper=Sweeper(stores.approvals, meter),
         tenants=tenants,
     )
@@ -208,6 +212,18 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         ),
     )
     await _start(stack, health, stores.wake, worker, chainer, settings.server.grace_period)
+    deliverer = Deliverer(
+        store=stores.webhooks,
+        directory=directory,
+        messenger=messenger,
+        meter=meter,
+        wake=stores.wake,
+        tenants=tenants,
+        retries=settings.webhook_delivery.retries,
+        # Whoever took a delivery has time to try it and to say what became of it.
+        lease=max(lease, settings.webhook_delivery.timeout + 10),
+    )
+    await _start_deliveries(stack, deliverer, settings.server.grace_period)
 
     doors = Doors(keys, tenants, bounds.max_depth)
     pace = Pace(heartbeat=settings.server.heartbeat, stall=settings.server.stall_timeout)
@@ -247,6 +263,12 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
             doors,
             AuditService(
                 store=stores.audit, signer=cipher, chainer=chainer, approvals=stores.approvals
+            ),
+        ),
+        webhooks_router(
+            doors,
+            WebhookEndpoints(
+                store=stores.webhooks, directory=directory, messenger=messenger, sender=sender
             ),
         ),
         console_router(doors, approvals, Sessions(cipher, doors.keys, tenants), stores.wake, pace),
@@ -289,6 +311,7 @@ def make_stores(
         audit=RedisAuditStore(commands, cipher),
         jobs=RedisJobQueue(commands, consumer, lease=lease),
         outbox=RedisOutbox(commands, cipher),
+        webhooks=RedisWebhookStore(commands, cipher),
         wake=RedisWake(pubsub),
         probe=RedisProbe(commands),
     )
@@ -319,5 +342,19 @@ async def _start(
             for task in running:
                 task.cancel()
             await asyncio.wait(running, timeout=0.5)
+
+    stack.push_async_callback(end)
+
+
+async def _start_deliveries(stack: AsyncExitStack, deliverer: Deliverer, grace: float) -> None:
+    """Start sending webhooks; at the end, those that were begun may finish."""
+    stop = asyncio.Event()
+    group = await stack.enter_async_context(asyncio.TaskGroup())
+    work = group.create_task(deliverer.run(stop))
+
+    async def end() -> None:
+        stop.set()
+        await asyncio.wait({work}, timeout=grace)
+        work.cancel()
 
     stack.push_async_callback(end)

@@ -10,16 +10,19 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
 
+from gateway.domain.addresses import Reach, numeric
 from gateway.domain.errors import SecretUnavailable
 from gateway.domain.identity import Principal, Role
 from gateway.domain.rules import Effect
 from gateway.domain.secrets import SecretRef
 from gateway.domain.terms import ApprovalTerms
+from gateway.domain.webhooks import known
 from gateway.services import failpoints
 from gateway.settings import ApiKeyAuthSettings, McpServerSettings, Settings
 from gateway.settings.fields import header_value
-from gateway.settings.model import is_loopback
+from gateway.settings.model import WebhookSettings, is_loopback
 
 Resolve = Callable[[SecretRef], Awaitable[str]]
 
@@ -44,6 +47,7 @@ async def live_faults(settings: Settings) -> list[str]:
     try:
         found = [failpoint] if failpoint else []
         found += await _secret_faults(settings, resolver.resolve)
+        found += await _webhook_faults(settings)
         return found + await _redis_faults(settings, resolver.resolve)
     finally:
         await resolver.aclose()
@@ -89,8 +93,49 @@ def _plain_http(settings: Settings) -> Iterator[str]:
 
 def _webhooks(settings: Settings) -> Iterator[str]:
     for index, webhook in enumerate(settings.webhooks):
+        place = f"webhooks[{index}]"
         if webhook.secret is None:
-            yield f"webhooks[{index}].secret: is not set; receivers could not verify anything"
+            yield f"{place}.secret: is not set; receivers could not verify anything"
+        reason = _reach(settings, webhook).refusal(_address(webhook.url))
+        if reason is not None and numeric(_address(webhook.url)):
+            openable = Reach(private=True).refusal(_address(webhook.url)) is None
+            yield _refused(place, f"leads to {reason}", openable=openable)
+        for pattern in webhook.events:
+            if not known(pattern):
+                yield f'{place}.events: "{pattern}" matches no event'
+        if webhook.format != "standard" and settings.server.public_url is None:
+            yield f"{place}.format: needs server.public_url, where its links lead to"
+
+
+def _reach(settings: Settings, webhook: WebhookSettings) -> Reach:
+    return Reach(private=webhook.allow_private, networks=settings.to_networks())
+
+
+def _address(url: str) -> str:
+    """Return a URL's host, with the address of one that is this machine by its name."""
+    host = urlsplit(url).hostname or ""
+    return "127.0.0.1" if is_loopback(url) and not numeric(host) else host
+
+
+def _refused(place: str, reason: str, *, openable: bool) -> str:
+    way = f"; {place}.allow_private = true would allow it" if openable else ""
+    return f"{place}.url: {reason}{way}"
+
+
+async def _webhook_faults(settings: Settings) -> list[str]:
+    """Look up where the names of webhooks lead; a name that is not known yet is no fault."""
+    from gateway.adapters.webhook import HttpWebhookSender
+
+    found: list[str] = []
+    async with HttpWebhookSender(timeout=5) as sender:
+        for index, webhook in enumerate(settings.webhooks):
+            if not webhook.url.startswith("https:") or numeric(_address(webhook.url)):
+                continue  # judged without asking anybody
+            reason = await sender.refusal(webhook.url, _reach(settings, webhook))
+            if reason is not None:
+                openable = await sender.refusal(webhook.url, Reach(private=True)) is None
+                found.append(_refused(f"webhooks[{index}]", reason, openable=openable))
+    return found
 
 
 # Gated tools: somebody must be able to approve

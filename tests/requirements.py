@@ -72,7 +72,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     ),
     "APPR-7": Requirement("fingerprint and receipt"),
     "APPR-8": Requirement("grants", "later"),
-    "APPR-9": Requirement("webhooks out", "part", "one signed webhook, retried, from a job"),
+    "APPR-9": Requirement("webhooks out"),
     "APPR-10": Requirement("console", "part", "sign-in, inbox, decide; no live updates"),
     "APPR-11": Requirement("every decision in a hash chain; read, verify, export"),
     "APPR-12": Requirement("computer use", "later"),

@@ -100,6 +100,18 @@ class PrometheusMeter(Meter):
             registry=self._registry,
             multiprocess_mode="livemax",
         )
+        self._webhooks = Counter(
+            "gateway_webhook_deliveries",
+            "Tries to deliver a webhook by what became of them.",
+            ("event", "outcome"),
+            registry=self._registry,
+        )
+        self._webhook_endpoints_off = Counter(
+            "gateway_webhook_endpoints_disabled",
+            "Webhook endpoints that were switched off.",
+            ("reason",),
+            registry=self._registry,
+        )
 
     def _child(self, metric: Any, *labels: str) -> Any:
         """Find a metric's series; looking it up in the metric itself costs 5 µs each time."""
@@ -151,6 +163,14 @@ class PrometheusMeter(Meter):
     @override
     def audit_lag(self, *, tenant: str, seconds: float) -> None:
         self._child(self._audit_lag, tenant).set(seconds)
+
+    @override
+    def webhook(self, *, event: str, outcome: str) -> None:
+        self._child(self._webhooks, event, outcome).inc()
+
+    @override
+    def webhook_endpoint_disabled(self, reason: str) -> None:
+        self._child(self._webhook_endpoints_off, reason).inc()
 
     def expose(self) -> tuple[bytes, str]:
         """Write the metrics of all workers of this replica, and their media type."""

@@ -248,6 +248,8 @@ def dev_settings(
         "server": {"host": HOST, "port": port, "lame_duck": 0, "grace_period": 2},
         "redis": {"url": redis_url, "allow_volatile": True},
         "encryption": {"keys": [{"id": "dev", "value": f"file:{state.encryption_key_file()}"}]},
+        # A receiver to try webhooks with runs on this machine, too.
+        "webhook_delivery": {"allow_networks": ["127.0.0.0/8", "::1/128"]},
         "upstreams": [upstream],
         "mcp_servers": [
             {

@@ -17,6 +17,7 @@ from gateway.domain.approvals import REVALIDATION, Approval, Batch, BatchStatus,
 from gateway.domain.audit import Checkpoint, Document, Link, Occurrence
 from gateway.domain.calls import NEW_CHAIN, ChainFacts
 from gateway.domain.secrets import SecretRef
+from gateway.domain.webhooks import Delivery, WebhookEndpoint, WebhookEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,11 +388,11 @@ class Job:
     """Work that goes on without its caller; delivered at least once.
 
     Attributes:
-        kind: "continue" (subject = batch id) or "webhook" (subject = approval id).
-        event: For webhooks, `approval.requested` or `approval.resolved`.
+        kind: "continue" (subject = batch id) or "webhook" (subject = approval id, unless
+            the event was emitted).
+        event: For webhooks, one of `webhooks.EVENTS`.
         event_id: Constant over repeats; the `webhook-id`.
         occurred_at: Seconds since the epoch, by the store's clock.
-        target: For webhook repeats, the endpoint's index URL; "" means all endpoints.
         attempt: 0 for the first try.
     """
 
@@ -402,7 +403,6 @@ class Job:
     event: str = ""
     event_id: str = ""
     occurred_at: float = 0.0
-    target: str = ""
     attempt: int = 0
 
 
@@ -459,6 +459,111 @@ class Outbox(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A delivery that was taken to be sent, and what is needed for it.
+
+    Attributes:
+        endpoint: The endpoint, if it was made over the API.
+        now: Seconds since the epoch, by the store's clock.
+    """
+
+    delivery: Delivery
+    event: Event
+    endpoint: WebhookEndpoint | None
+    now: float
+
+
+Outcome = Literal["delivered", "retry", "failed", "gone", "canceled"]
+Settled = Literal["", "delivered", "retry", "failed", "expired", "gone", "disabled", "canceled"]
+
+
+class WebhookStore(Protocol):
+    """Endpoints of webhooks, and what is to be delivered to them (APPR-9)."""
+
+    async def event(self, tenant: str, event_id: str) -> Event | None:
+        """Read an event that was emitted or handed to endpoints."""
+        ...
+
+    async def spread(self, tenant: str, event: Event, endpoint_ids: Sequence[str]) -> int:
+        """Keep the event with a delivery for each endpoint; returns how many are new.
+
+        An endpoint that has one already gets no second, however often this is repeated.
+        """
+        ...
+
+    async def take(
+        self,
+        tenants: Sequence[str],
+        *,
+        lease: float,
+        most: int,
+        room: Mapping[tuple[str, str], int],
+    ) -> Sequence[Due]:
+        """Take deliveries that are due, for `lease` seconds; no waiting.
+
+        Args:
+            most: For each endpoint.
+            room: The same for some, by tenant and endpoint id.
+        """
+        ...
+
+    async def settle(
+        self,
+        delivery: Delivery,
+        outcome: Outcome,
+        *,
+        status: int | None = None,
+        error: str = "",
+        delay: float = 0.0,
+    ) -> Settled:
+        """Note what became of a try, and tell what follows from it.
+
+        A retry beyond the event's end is `expired`. `gone` switches the endpoint off, which is
+        `disabled` for whoever was first. "" when somebody else has taken the delivery since.
+        """
+        ...
+
+    async def deliveries(
+        self, tenant: str, endpoint_id: str, *, after: str | None, limit: int
+    ) -> tuple[Sequence[Delivery], bool]:
+        """List deliveries of an endpoint, newest first, and tell whether there are more."""
+        ...
+
+    async def delivery(self, tenant: str, delivery_id: str) -> Delivery | None:
+        """Read a delivery."""
+        ...
+
+    async def redeliver(self, tenant: str, delivery_id: str) -> Delivery | Literal["off"] | None:
+        """Send a delivery for anew; "off" when its endpoint is, `None` when there is none."""
+        ...
+
+    async def endpoints(
+        self, tenant: str
+    ) -> tuple[float, Mapping[str, WebhookEndpoint], Mapping[str, str]]:
+        """Read the time, the endpoints of the API by id, and why any endpoint is off."""
+        ...
+
+    async def put(self, tenant: str, endpoint: WebhookEndpoint, *, most: int) -> bool:
+        """Write an endpoint whose `version` is the one that was read (0: a new one).
+
+        Returns:
+            False when it was changed or removed since.
+
+        Raises:
+            Conflict: The tenant has `most` endpoints already.
+        """
+        ...
+
+    async def switch(self, tenant: str, endpoint_id: str, off: str | None) -> None:
+        """Switch an endpoint off, with the reason, or on."""
+        ...
+
+    async def remove(self, tenant: str, endpoint_id: str) -> bool:
+        """Remove an endpoint of the API and its deliveries."""
+        ...
+
+
 class EventLog(Protocol):
     """The event stream of a turn that can be joined later (STREAM-3, APPR-4)."""
 
@@ -505,7 +610,7 @@ class Wake(Protocol):
     """Hints between replicas. A hint may be lost: whoever waits also looks now and then."""
 
     def listen(self, key: str) -> AbstractContextManager[Hint]:
-        """Listen for hints for the key: `turn:{tenant}:{turn_id}` or `jobs`."""
+        """Listen for hints for the key: `turn:{tenant}:{turn_id}`, `jobs` or `hooks`."""
         ...
 
 
@@ -759,4 +864,12 @@ class Meter(Protocol):
 
     def audit_lag(self, *, tenant: str, seconds: float) -> None:
         """Note how long the oldest occurrence of a tenant waits for its entry."""
+        ...
+
+    def webhook(self, *, event: str, outcome: str) -> None:
+        """Count a try to deliver an event by what became of it."""
+        ...
+
+    def webhook_endpoint_disabled(self, reason: str) -> None:
+        """Count a webhook endpoint that was switched off."""
         ...

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from gateway.domain.errors import GatewayError
 from gateway.domain.identity import Tenant
 from gateway.domain.ports import Job, JobQueue, Wake
 from gateway.services.continuations import Continuations, Sweeper
-from gateway.services.webhooks import WebhookService
+from gateway.services.waiting import first
+from gateway.services.webhooks import FanOut
 
 logger = logging.getLogger("gateway.worker")
 
@@ -31,7 +31,7 @@ class Worker:
         jobs: JobQueue,
         wake: Wake,
         continuations: Continuations,
-        webhooks: WebhookService,
+        webhooks: FanOut,
         sweeper: Sweeper,
         tenants: Mapping[str, Tenant],
     ) -> None:
@@ -53,7 +53,7 @@ class Worker:
                         self._running += 1
                         group.create_task(self._job(job))
                     if not jobs:
-                        await _first(hint.wait(LOOK_EVERY), stop.wait())
+                        await first(hint.wait(LOOK_EVERY), stop.wait())
 
     async def _look(self) -> list[Job]:
         free = MOST_AT_ONCE - self._running
@@ -74,19 +74,9 @@ class Worker:
             if job.kind == "continue":
                 await self._continuations.run(job)
             else:
-                await self._webhooks.deliver(job)
+                await self._webhooks.run(job)
                 await self._jobs.done(job)
         except Exception:  # one bad job must not end the loop; it is taken again
             logger.exception("a job failed", extra={"kind": job.kind, "subject": job.subject})
         finally:
             self._running -= 1
-
-
-async def _first(*waits: Coroutine[Any, Any, bool]) -> None:
-    """Wait until one of several has come, and give up the others."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -169,6 +170,19 @@ def host_pattern(text: str) -> str:
     return text
 
 
+def network(text: str) -> str:
+    """Check a network such as `10.1.0.0/16`, or one address.
+
+    Raises:
+        ValueError: It is neither, or has bits outside its mask.
+    """
+    try:
+        ip_network(text)
+    except ValueError:
+        raise ValueError('must be a network such as "10.1.0.0/16" or "fd12::/64"') from None
+    return text
+
+
 def approver(text: str) -> str:
     """Check who may approve: `role:NAME`, `group:NAME` or `subject:NAME`.
 
@@ -198,6 +212,7 @@ Origin = Annotated[str, AfterValidator(origin)]
 HeaderName = Annotated[str, AfterValidator(header_name)]
 HeaderValue = Annotated[str, AfterValidator(header_value)]
 HostPattern = Annotated[str, AfterValidator(host_pattern)]
+NetworkText = Annotated[str, AfterValidator(network)]
 Approver = Annotated[str, AfterValidator(approver)]
 Count = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]

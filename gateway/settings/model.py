@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -14,10 +14,12 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
+from gateway.domain.addresses import Network
 from gateway.domain.identity import ApiKey, Limits, Role, Tenant
 from gateway.domain.registry import ApiKeyAuth, EntraAuth, McpServer, Model, Route, Trust, Upstream
 from gateway.domain.rules import Rule, RuleSet
 from gateway.domain.secrets import SecretRef
+from gateway.domain.webhooks import RETRIES, Format, WebhookEndpoint, configured_id
 from gateway.settings.fields import (
     Count,
     Duration,
@@ -27,6 +29,7 @@ from gateway.settings.fields import (
     Identifier,
     KeyHash,
     Name,
+    NetworkText,
     Origin,
     Pause,
     RedisUrl,
@@ -294,11 +297,50 @@ class AuthSettings(Section):
 
 
 class WebhookSettings(Section):
-    """Where events are sent (APPR-9); without a secret the gateway does not start (RUN-4)."""
+    """Where events are sent (APPR-9); without a secret the gateway does not start (RUN-4).
+
+    Attributes:
+        tenants: Whose events go there; absent means all (AUTH-2).
+        allow_private: It may be at a loopback or private address.
+    """
 
     url: WebUrl
     secret: Reference | None = None
     events: tuple[Name, ...] = Field(("*",), min_length=1)
+    format: Format = "standard"
+    tenants: tuple[Identifier, ...] | None = Field(None, min_length=1)
+    allow_private: bool = False
+
+    @property
+    def id(self) -> str:
+        """What the endpoint is called in the API, deliveries and logs."""
+        return configured_id(self.url, self.tenants)
+
+    def to_domain(self) -> WebhookEndpoint:
+        """Make the domain object."""
+        return WebhookEndpoint(
+            id=self.id,
+            url=self.url,
+            secret=self.secret,
+            events=self.events,
+            format=self.format,
+            tenants=None if self.tenants is None else frozenset(self.tenants),
+            allow_private=self.allow_private,
+        )
+
+
+class WebhookDeliverySettings(Section):
+    """How events are sent to all endpoints (APPR-9).
+
+    Attributes:
+        retries: How long to wait between one try and the next; after the last it has failed.
+        timeout: How long a receiver may take, connecting included.
+        allow_networks: Where endpoints may be although it is not the public internet.
+    """
+
+    retries: tuple[Duration, ...] = RETRIES
+    timeout: Annotated[Duration, Field(le=60)] = 15.0
+    allow_networks: tuple[NetworkText, ...] = ()
 
 
 class AuditSettings(Section):
@@ -341,6 +383,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     webhooks: tuple[WebhookSettings, ...] = ()
     audit: AuditSettings = AuditSettings()
+    webhook_delivery: WebhookDeliverySettings = WebhookDeliverySettings()
 
     @classmethod
     @override
@@ -402,6 +445,14 @@ class Settings(BaseSettings):
             return tuple(tenant.to_domain() for tenant in self.tenants)
         return tuple(Tenant(id=name) for name in dict.fromkeys(key.tenant for key in self.api_keys))
 
+    def to_webhooks(self) -> tuple[WebhookEndpoint, ...]:
+        """Make the domain's webhook endpoints; one without a secret is not served."""
+        return tuple(hook.to_domain() for hook in self.webhooks if hook.secret is not None)
+
+    def to_networks(self) -> frozenset[Network]:
+        """Make the networks that webhooks may be sent to beyond the public internet."""
+        return frozenset(ip_network(text) for text in self.webhook_delivery.allow_networks)
+
     def to_api_keys(self) -> tuple[ApiKey, ...]:
         """Make the domain's API keys."""
         return tuple(key.to_domain() for key in self.api_keys)
@@ -415,6 +466,7 @@ def _inconsistencies(settings: Settings) -> Iterator[tuple[Location, str]]:
     yield from _duplicates("rules", [item.id for item in settings.rules], "id")
     yield from _duplicates("tenants", [item.id for item in settings.tenants], "id")
     yield from _duplicates("api_keys", [item.id for item in settings.api_keys], "id")
+    yield from _duplicates("webhooks", [hook.id for hook in settings.webhooks], "url")
     yield from _lost_references(settings)
     yield from _lost_servers(settings)
     for index, server in enumerate(settings.mcp_servers):
@@ -441,6 +493,11 @@ def _lost_references(settings: Settings) -> Iterator[tuple[Location, str]]:
     for index, key in enumerate(settings.api_keys):
         if tenants and key.tenant not in tenants:
             yield ("api_keys", index, "tenant"), _unknown("tenant", key.tenant, tenants)
+    for index, hook in enumerate(settings.webhooks):
+        for place, name in enumerate(hook.tenants or ()):
+            if tenants and name not in tenants:
+                location = ("webhooks", index, "tenants", place)
+                yield location, _unknown("tenant", name, tenants)
 
 
 def _lost_servers(settings: Settings) -> Iterator[tuple[Location, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.domain.approvals import Approval
-from gateway.domain.webhooks import payload
+from gateway.domain.webhooks import approval_event, payload
 from tests.docs.markdown import README, blocks, section
 from tests.support.approvals import decide, issue, marker
 from tests.support.stack import RULES, Gateway, Stack
@@ -91,15 +91,13 @@ def test_a_webhook_looks_as_the_readme_says() -> None:
         arguments="{}",
         fingerprint="sha256:…",
         requester="svc:web",
+        rule="writes",
         created_at=1795183643.772,
         expires_at=1795185443.772,
     )
-    sent = payload(
-        approval,
-        event="approval.requested",
-        occurred_at=1795183643.772,
-        public_url="https://gateway.example.com",
-    )
+    at = 1795183643.772
+    event = approval_event(approval, id="evt_…", type="approval.requested", occurred_at=at)
+    sent = payload(event, public_url="https://gateway.example.com")
     assert json.loads(sent) == written
 
 

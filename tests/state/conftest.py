@@ -14,6 +14,7 @@ from gateway.adapters.redis.embedded import EmbeddedValkey
 from gateway.adapters.redis.event_log import RedisEventLog
 from gateway.adapters.redis.jobs import RedisJobQueue
 from gateway.adapters.redis.turns import RedisTurnStore
+from gateway.adapters.redis.webhooks import RedisWebhookStore
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +47,7 @@ class Stores:
     approvals: RedisApprovalStore
     jobs: RedisJobQueue
     log: RedisEventLog
+    webhooks: RedisWebhookStore
 
 
 @pytest.fixture
@@ -56,4 +58,5 @@ def stores(client: Client, ring: KeyRing) -> Stores:
         approvals=RedisApprovalStore(client, ring),
         jobs=RedisJobQueue(client, "tests"),
         log=RedisEventLog(client, ring),
+        webhooks=RedisWebhookStore(client, ring),
     )

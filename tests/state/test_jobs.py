@@ -29,7 +29,6 @@ def job(subject: str = "apr_1", **changes: object) -> Job:
         "event": "approval.requested",
         "event_id": "evt_1",
         "occurred_at": 1763640000.125,
-        "target": "e1",
         "attempt": 2,
     }
     return Job(**(values | changes))  # type: ignore[arg-type]

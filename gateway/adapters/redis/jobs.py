@@ -115,7 +115,6 @@ def _pack(job: Job) -> bytes:
         "o": f"{job.occurred_at:.3f}",
         "e": job.event,
         "i": job.event_id,
-        "t": job.target,
         "a": str(job.attempt) if job.attempt else "",
     }
     flat = [part for name, value in fields.items() if value for part in (name, value)]
@@ -134,6 +133,5 @@ def _job(tenant: str, token: bytes, flat: Sequence[bytes]) -> Job:
         event=fields.get("e", ""),
         event_id=fields.get("i", ""),
         occurred_at=float(fields.get("o", "0")),
-        target=fields.get("t", ""),
         attempt=int(fields.get("a", "0")),
     )

@@ -23,6 +23,12 @@
     gw:{tenant}:audit:of:<id>             ZSET    entries about an approval or a batch
     gw:{tenant}:audit:once                HASH    what was noted last of what is noted on change
     gw:{tenant}:audit:noted:<note>        STRING  a note that is in the outbox already
+    gw:{tenant}:dlv:<delivery id>         HASH    one event for one endpoint
+    gw:{tenant}:hooks                     HASH    webhook endpoints
+    gw:{tenant}:hooks:off                 HASH    why endpoints are off
+    gw:{tenant}:hooks:due                 ZSET    endpoints by their earliest delivery
+    gw:{tenant}:hook:<endpoint id>:due    ZSET    an endpoint's deliveries by when they are due
+    gw:{tenant}:hook:<endpoint id>:log    ZSET    the same by creation
 
 The braces are the hash tag: everything of a tenant lies in one slot of a Cluster, so that a
 script may touch any of it. Scripts get the tenant's prefix and append what is known only inside
@@ -101,6 +107,11 @@ def audit(tenant: str) -> bytes:
 def audit_new(tenant: str) -> bytes:
     """Name the audit's outbox."""
     return prefix(tenant) + b"audit:new"
+
+
+def hooks(tenant: str) -> bytes:
+    """Name the hash of webhook endpoints."""
+    return prefix(tenant) + b"hooks"
 
 
 def wake_turn(tenant: str, turn_id: str) -> str:

@@ -62,7 +62,7 @@ class RedisWake(Wake):
     @override
     @contextmanager
     def listen(self, key: str) -> Generator[Hint]:
-        """Listen for hints for the key: `turn:{tenant}:{turn_id}`, `jobs:{tenant}` or `jobs`."""
+        """Listen for hints: `turn:{tenant}:{turn_id}`, `jobs:{tenant}`, `jobs` or `hooks`."""
         hint = _Event()
         self._listeners[key].add(hint)
         try:
@@ -105,8 +105,9 @@ class RedisWake(Wake):
 
     def _wake(self, key: str) -> None:
         self._tell(key)
-        if key.startswith("jobs:"):
-            self._tell("jobs")
+        kind = key.partition(":")[0]
+        if kind in ("jobs", "hooks"):
+            self._tell(kind)
 
     def _wake_all(self) -> None:
         for key in self._listeners:
