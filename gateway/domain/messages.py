@@ -12,7 +12,7 @@ import json
 import unicodedata
 from collections.abc import Iterator
 
-from gateway.domain.webhooks import Event, Format, led, payload
+from gateway.domain.webhooks import Format, WebhookEvent, led, payload
 
 TEAMS_LIMIT = 28 * 1024
 """Most bytes of a message that Teams takes."""
@@ -50,7 +50,7 @@ _OPEN = "Open in the console"
 _HIDDEN = frozenset({"Cf", "Cc", "Co", "Cs", "Cn", "Zl", "Zp"})
 
 
-def render(event: Event, form: Format, *, public_url: str) -> bytes:
+def render(event: WebhookEvent, form: Format, *, public_url: str) -> bytes:
     """Write the body of a message in an endpoint's format."""
     match form:
         case "standard":
@@ -61,7 +61,7 @@ def render(event: Event, form: Format, *, public_url: str) -> bytes:
             return _json(_teams(event, public_url))
 
 
-def _slack(event: Event, public_url: str) -> dict[str, object]:
+def _slack(event: WebhookEvent, public_url: str) -> dict[str, object]:
     title = _TITLES[event.type]
     facts = list(_facts(event))
     fields = [
@@ -94,7 +94,7 @@ def _escaped(text: str) -> str:
     return text
 
 
-def _teams(event: Event, public_url: str) -> dict[str, object]:
+def _teams(event: WebhookEvent, public_url: str) -> dict[str, object]:
     title = {"type": "TextBlock", "text": _TITLES[event.type], "weight": "Bolder", "wrap": True}
     body: list[dict[str, object]] = [title]
     facts = list(_facts(event))
@@ -119,12 +119,12 @@ def _teams(event: Event, public_url: str) -> dict[str, object]:
     return {"type": "message", "attachments": [{"contentType": kind, "content": card}]}
 
 
-def _link(event: Event, public_url: str) -> str | None:
+def _link(event: WebhookEvent, public_url: str) -> str | None:
     link = led(event, public_url)
     return link if link is not None and link.startswith(("https://", "http://")) else None
 
 
-def _facts(event: Event) -> Iterator[tuple[str, str]]:
+def _facts(event: WebhookEvent) -> Iterator[tuple[str, str]]:
     for key, name in _FACTS.items():
         value = event.data.get(key)
         if isinstance(value, str) and value:

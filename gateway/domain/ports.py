@@ -469,7 +469,7 @@ class Due:
     """
 
     delivery: Delivery
-    event: Event
+    event: WebhookEvent
     endpoint: WebhookEndpoint | None
     now: float
 
@@ -481,11 +481,11 @@ Settled = Literal["", "delivered", "retry", "failed", "expired", "gone", "disabl
 class WebhookStore(Protocol):
     """Endpoints of webhooks, and what is to be delivered to them (APPR-9)."""
 
-    async def event(self, tenant: str, event_id: str) -> Event | None:
+    async def event(self, tenant: str, event_id: str) -> WebhookEvent | None:
         """Read an event that was emitted or handed to endpoints."""
         ...
 
-    async def spread(self, tenant: str, event: Event, endpoint_ids: Sequence[str]) -> int:
+    async def spread(self, tenant: str, event: WebhookEvent, endpoint_ids: Sequence[str]) -> int:
         """Keep the event with a delivery for each endpoint; returns how many are new.
 
         An endpoint that has one already gets no second, however often this is repeated.

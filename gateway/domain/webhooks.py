@@ -152,7 +152,7 @@ def url_fault(text: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class WebhookEvent:
     """Something that endpoints are told.
 
     Attributes:
@@ -202,7 +202,7 @@ def delivery_id(tenant: str, event_id: str, endpoint_id: str) -> str:
     return "whd_" + hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def approval_event(approval: Approval, *, id: str, type: str, occurred_at: float) -> Event:
+def approval_event(approval: Approval, *, id: str, type: str, occurred_at: float) -> WebhookEvent:
     """Say what is told of an approval: enough to look it up, and no arguments."""
     data = {
         "object": "approval",
@@ -221,10 +221,10 @@ def approval_event(approval: Approval, *, id: str, type: str, occurred_at: float
     }
     passes = type.partition(".")[2] in _TO_DECIDE and approval.on_timeout != "hold"
     ends_at = approval.expires_at if passes else None
-    return Event(id=id, type=type, occurred_at=occurred_at, data=data, ends_at=ends_at)
+    return WebhookEvent(id=id, type=type, occurred_at=occurred_at, data=data, ends_at=ends_at)
 
 
-def payload(event: Event, *, public_url: str) -> bytes:
+def payload(event: WebhookEvent, *, public_url: str) -> bytes:
     """Write the body of the standard format.
 
     Args:
@@ -238,7 +238,7 @@ def payload(event: Event, *, public_url: str) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()
 
 
-def led(event: Event, public_url: str) -> str | None:
+def led(event: WebhookEvent, public_url: str) -> str | None:
     """Return the whole address of an event's page, if it has one."""
     url = event.data.get("url")
     if not isinstance(url, str):

@@ -12,10 +12,10 @@ from gateway.domain.ports import WebhookStore
 from gateway.domain.webhooks import (
     TEST,
     Delivery,
-    Event,
     Format,
     SigningKey,
     WebhookEndpoint,
+    WebhookEvent,
     known,
     new_endpoint_id,
     new_secret,
@@ -143,11 +143,13 @@ class WebhookEndpoints:
         _require_made(await self.retrieve(caller, endpoint_id))
         await self._store.remove(caller.tenant.id, endpoint_id)
 
-    async def test(self, caller: Caller, endpoint_id: str) -> tuple[Event, Answer]:
+    async def test(self, caller: Caller, endpoint_id: str) -> tuple[WebhookEvent, Answer]:
         """Send `webhook.test` now, whatever the endpoint asked for, and tell the answer."""
         now, endpoint = await self._found(caller, endpoint_id)
         data = {"object": "webhook_endpoint", "id": endpoint.id}
-        event = Event(id="evt_" + secrets.token_hex(16), type=TEST, occurred_at=now, data=data)
+        event = WebhookEvent(
+            id="evt_" + secrets.token_hex(16), type=TEST, occurred_at=now, data=data
+        )
         return event, await self._messenger.send(event, endpoint, now=now)
 
     async def deliveries(

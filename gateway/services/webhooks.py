@@ -30,8 +30,8 @@ from gateway.domain.ports import (
 )
 from gateway.domain.webhooks import (
     RETRIES,
-    Event,
     WebhookEndpoint,
+    WebhookEvent,
     approval_event,
     signed_headers,
 )
@@ -144,7 +144,7 @@ class FanOut:
         ]
         await self._store.spread(job.tenant, event, wanted)
 
-    async def _read(self, job: Job) -> Event | None:
+    async def _read(self, job: Job) -> WebhookEvent | None:
         """Make the event of a job that names only an approval."""
         approval = await self._approvals.get(job.tenant, job.subject)
         if approval is None:
@@ -174,7 +174,7 @@ class Messenger:
         self._secrets = secrets
         self._public_url = public_url
 
-    async def send(self, event: Event, endpoint: WebhookEndpoint, *, now: float) -> Answer:
+    async def send(self, event: WebhookEvent, endpoint: WebhookEndpoint, *, now: float) -> Answer:
         """Send an event to an endpoint.
 
         Args:

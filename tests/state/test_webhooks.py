@@ -30,9 +30,9 @@ from gateway.domain.secrets import SecretRef
 from gateway.domain.webhooks import (
     RETRIES,
     Delivery,
-    Event,
     SigningKey,
     WebhookEndpoint,
+    WebhookEvent,
     approval_event,
     delivery_id,
     payload,
@@ -481,7 +481,7 @@ async def test_redelivery_starts_the_schedule_again_under_the_same_id(
 
 
 async def test_what_failed_comes_one_at_a_time_and_what_works_at_once(stores: Stores) -> None:
-    event = Event(id="evt_1", type="tool.drifted", occurred_at=1.0, data={"id": "x"})
+    event = WebhookEvent(id="evt_1", type="tool.drifted", occurred_at=1.0, data={"id": "x"})
     for number in range(20):
         one = dataclasses.replace(event, id=f"evt_{number}")
         await stores.webhooks.spread(TENANT, one, ["we_busy", "we_free"])
@@ -492,7 +492,7 @@ async def test_what_failed_comes_one_at_a_time_and_what_works_at_once(stores: St
 
 
 async def test_deliveries_are_paged_newest_first(stores: Stores) -> None:
-    event = Event(id="", type="tool.drifted", occurred_at=1.0, data={"id": "x"})
+    event = WebhookEvent(id="", type="tool.drifted", occurred_at=1.0, data={"id": "x"})
     for number in range(5):
         one = dataclasses.replace(event, id=f"evt_{number}")
         await stores.webhooks.spread(TENANT, one, ["we_1"])

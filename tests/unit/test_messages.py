@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.domain.messages import TEAMS_LIMIT, render
-from gateway.domain.webhooks import EVENTS, Event
+from gateway.domain.webhooks import EVENTS, WebhookEvent
 
 DATA: dict[str, object] = {
     "object": "approval",
@@ -23,15 +23,15 @@ DATA: dict[str, object] = {
     "url": "/console/approvals/apr_1",
     "fingerprint": "sha256:secret-of-the-machine",
 }
-ASKED = Event(id="evt_1", type="approval.requested", occurred_at=1.0, data=DATA)
+ASKED = WebhookEvent(id="evt_1", type="approval.requested", occurred_at=1.0, data=DATA)
 LINK = "https://gw.example.com/console/approvals/apr_1"
 
 
-def shown(event: Event, form: Any, public_url: str = "https://gw.example.com/") -> Any:
+def shown(event: WebhookEvent, form: Any, public_url: str = "https://gw.example.com/") -> Any:
     return json.loads(render(event, form, public_url=public_url))
 
 
-def named(name: str) -> Event:
+def named(name: str) -> WebhookEvent:
     return dataclasses.replace(ASKED, data={**DATA, "tool": name})
 
 
@@ -117,7 +117,7 @@ def test_a_message_stays_small_whatever_the_names_are(form: Any) -> None:
 @pytest.mark.parametrize("form", ["standard", "slack", "teams"])
 @pytest.mark.parametrize("kind", EVENTS)
 def test_every_event_has_a_form(kind: str, form: Any) -> None:
-    bare = Event(id="e", type=kind, occurred_at=1.0, data={"object": "x", "id": "x"})
+    bare = WebhookEvent(id="e", type=kind, occurred_at=1.0, data={"object": "x", "id": "x"})
     assert texts(shown(bare, form))
 
 

@@ -20,7 +20,7 @@ from gateway.adapters.redis import keys
 from gateway.adapters.redis.client import Client, Script, store_errors
 from gateway.domain.errors import Conflict
 from gateway.domain.ports import Cipher, Due, Outbox, Outcome, Settled, WebhookStore
-from gateway.domain.webhooks import EVENTS, Delivery, Event, WebhookEndpoint, delivery_id
+from gateway.domain.webhooks import EVENTS, Delivery, WebhookEndpoint, WebhookEvent, delivery_id
 
 _JSON = msgspec.json.Encoder()
 _DATA = msgspec.json.Decoder(dict[str, Any])
@@ -64,13 +64,13 @@ class RedisWebhookStore(WebhookStore):
 
     @override
     @store_errors
-    async def event(self, tenant: str, event_id: str) -> Event | None:
+    async def event(self, tenant: str, event_id: str) -> WebhookEvent | None:
         found = await self._call("event", tenant, event_id)
         return None if found is None else self._sealing.event(tenant, event_id, found)
 
     @override
     @store_errors
-    async def spread(self, tenant: str, event: Event, endpoint_ids: Sequence[str]) -> int:
+    async def spread(self, tenant: str, event: WebhookEvent, endpoint_ids: Sequence[str]) -> int:
         pairs = [part for one in endpoint_ids for part in (one, delivery_id(tenant, event.id, one))]
         sealed = self._sealing.seal_event(tenant, event.id, event.data)
         at, ends = f"{event.occurred_at:.3f}", _millis(event.ends_at or 0)
@@ -206,10 +206,10 @@ class _Sealing:
         plain = _JSON.encode(data)
         return self._cipher.encrypt(plain, tenant=tenant, kind="webhook.event", id=event_id)
 
-    def event(self, tenant: str, event_id: str, found: Sequence[bytes]) -> Event:
+    def event(self, tenant: str, event_id: str, found: Sequence[bytes]) -> WebhookEvent:
         kind, at, sealed, ends = found
         plain = self._cipher.decrypt(sealed, tenant=tenant, kind="webhook.event", id=event_id)
-        return Event(
+        return WebhookEvent(
             id=event_id,
             type=kind.decode(),
             occurred_at=float(at),
