@@ -253,12 +253,18 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     conversations = ConversationService(
         turns=stores.turns, upstream=upstream, catalog=catalog, bounds=bounds
     )
-    approvals = ApprovalService(approvals=stores.approvals, turns=stores.turns, meter=meter)
+    approvals = ApprovalService(
+        approvals=stores.approvals,
+        turns=stores.turns,
+        wake=stores.wake,
+        meter=meter,
+        drained=life.drained,
+    )
     return [
         create_router(doors, turns, pace),
         responses_router(doors, responses, pace),
         conversations_router(doors, conversations, pace),
-        approvals_router(doors, approvals),
+        approvals_router(doors, approvals, pace),
         audit_router(
             doors,
             AuditService(

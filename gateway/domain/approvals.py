@@ -108,6 +108,8 @@ class Approval:
         arguments: The raw JSON text from the upstream, never re-encoded.
         requester: Subject of the principal whose turn asks.
         end_user: The end user that the turn is for, or "".
+        description: What the tool says that it does, when its definition was known.
+        rule_version: The hash of the rules that asked.
         by: Who answers: "approver", "caller" (the native flow), or "policy" (born decided).
         created_at: Seconds since the epoch, by the store's clock; so are the other times.
         approvers: Those of the levels of escalation so far; `escalate` holds all levels.
@@ -138,7 +140,9 @@ class Approval:
     annotations: Annotations = UNANNOTATED
     trust: Trust = "untrusted"
     chain_id: str = ""
+    description: str | None = None
     rule: str = "default"
+    rule_version: str = ""
     rule_reason: str | None = None
     by: Literal["approver", "caller", "policy"] = "approver"
     approvers: tuple[str, ...] = ()
@@ -248,6 +252,31 @@ def _is_approver(approvers: Iterable[str], actor: Principal) -> bool:
     names.update(f"group:{group}" for group in actor.groups)
     names.update(f"role:{role}" for role in Role if actor.has(role))
     return not names.isdisjoint(approvers)
+
+
+def reason_missing(approval: Approval, verdict: Verdict, reason: str | None) -> bool:
+    """Tell whether the rule wants a reason that the decision does not give."""
+    wanted = approval.reason_required == "always" or (
+        approval.reason_required == "deny" and verdict is Verdict.DENY
+    )
+    return wanted and not (reason or "").strip()
+
+
+def decided_with_others(approval: Approval) -> bool:
+    """Tell whether an approval may be given in one go with others.
+
+    Not where several people must look, and only for tools of which somebody who vouches for them
+    says that they destroy nothing.
+    """
+    says = approval.annotations
+    harmless = says.verified and (says.read_only is True or says.destructive is False)
+    return approval.quorum == 1 and harmless
+
+
+def revision_reason(tool: str, arguments: str, reason: str | None) -> str:
+    """Tell the model which call would be allowed instead of the one that is denied."""
+    text = f"Denied as it is. Call {tool} again with exactly these arguments: {arguments}"
+    return f"{text}\nReason: {reason}" if reason else text
 
 
 def _span(seconds: float) -> str:

@@ -215,11 +215,16 @@ class ApprovalStore(Protocol):
         status: str | None,
         server: str | None = None,
         tool: str | None = None,
+        chain: str | None = None,
         turn_id: str | None = None,
         after: str | None = None,
         limit: int = 20,
     ) -> tuple[Sequence[Approval], bool]:
-        """List approvals, newest first, and tell whether there are more."""
+        """List approvals, newest first, and tell whether there are more.
+
+        Args:
+            chain: The id of the chain's first response.
+        """
         ...
 
     async def by_request(self, tenant: str, request_ids: Sequence[str]) -> Mapping[str, Approval]:

@@ -20,6 +20,7 @@ from gateway.domain.approvals import (
     Verdict,
     answer,
     may_decide,
+    reason_missing,
 )
 from gateway.domain.documents import Raw
 from gateway.domain.errors import (
@@ -146,6 +147,13 @@ def _change_error(
             return Conflict("The rule names nobody further to decide.", code="no_escalation_left")
 
 
+def reason_required() -> Unprocessable:
+    """The error for a decision without the reason that its rule wants."""
+    return Unprocessable(
+        "The rule wants a reason for this decision.", code="reason_required", param="reason"
+    )
+
+
 def refusal(cause: str) -> Forbidden:
     """Say why a principal may not decide."""
     if cause == "self_approval":
@@ -196,6 +204,9 @@ def _refuse_stranger(caller: Caller, response: ApprovalResponse, approval: Appro
     cause = may_decide(approval, caller.principal)
     if cause is not None:
         raise refusal(cause)
+    verdict = Verdict.APPROVE if response.approve else Verdict.DENY
+    if reason_missing(approval, verdict, response.reason):
+        raise reason_required()
 
 
 class _Called(msgspec.Struct):

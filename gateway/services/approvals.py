@@ -1,17 +1,44 @@
-"""The approvals API: list, read, decide (APPR-6)."""
+"""The approvals API: list, read, follow, decide and change (APPR-6)."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 
-from gateway.domain.approvals import Approval, Verdict, may_decide
-from gateway.domain.errors import Forbidden, NotFound, Unprocessable
+from gateway.domain.approvals import (
+    Approval,
+    Event,
+    Verdict,
+    decided_with_others,
+    may_decide,
+    reason_missing,
+    revision_reason,
+)
+from gateway.domain.errors import (
+    BadRequest,
+    Forbidden,
+    GatewayError,
+    NotFound,
+    StoreUnavailable,
+    Unprocessable,
+)
 from gateway.domain.identity import Role
-from gateway.domain.ports import ApprovalStore, Meter, TurnStore
-from gateway.services.answers import refusal, vote_error
+from gateway.domain.ports import (
+    ApprovalStore,
+    Hint,
+    Meter,
+    Once,
+    TurnStore,
+    VoteResult,
+    Wake,
+)
+from gateway.services.answers import reason_required, refusal, vote_error
 from gateway.services.callers import Caller, owned, response_not_found
 from gateway.services.failpoints import Point, reached
+from gateway.services.following import LOOK_AGAIN
 
 logger = logging.getLogger("gateway.approvals")
 
@@ -20,13 +47,56 @@ _PAGES = 100
 """Most pages that one listing looks at for approvals that the caller may see."""
 
 _LONGEST_REASON = 2000
+_LONGEST_REVISION = 16_000
+
+_CURSOR = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One of many decisions of one request."""
+
+    id: str
+    verdict: Verdict
+    fingerprint: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Something that a reader of the inbox is told.
+
+    Attributes:
+        cursor: Where to go on after it.
+        event: `None` only tells where the stream begins.
+        lost: Events before this are kept no more, so that a list must be read anew.
+    """
+
+    cursor: str
+    event: Event | None = None
+    approval: Approval | None = None
+    lost: bool = False
 
 
 class ApprovalService:
-    """Approvals as people and machines decide them."""
+    """Approvals as people and machines decide them.
 
-    def __init__(self, *, approvals: ApprovalStore, turns: TurnStore, meter: Meter) -> None:
+    Args:
+        drained: Set when the process wants no more streams that another replica can go on with.
+    """
+
+    def __init__(
+        self,
+        *,
+        approvals: ApprovalStore,
+        turns: TurnStore,
+        wake: Wake,
+        meter: Meter,
+        drained: asyncio.Event,
+    ) -> None:
         self._turns = turns
+        self._wake = wake
+        self._drained = drained
         self._approvals = approvals
         self._meter = meter
 
@@ -39,15 +109,32 @@ class ApprovalService:
         tool: str | None,
         after: str | None,
         limit: int,
+        chain: str | None = None,
+        mine: bool = False,
     ) -> tuple[Sequence[Approval], bool]:
-        """List the approvals that the caller may see, newest first."""
+        """List the approvals that the caller may see, newest first.
+
+        Args:
+            chain: The id of the chain's first response.
+            mine: Only those that the caller itself is one to decide, and has not voted on.
+        """
         _require_sight(caller)
         seen: list[Approval] = []
         for _ in range(_PAGES):  # a page is full although some are not for this caller
             found, more = await self._approvals.list(
-                caller.tenant.id, status=status, server=server, tool=tool, after=after, limit=_PAGE
+                caller.tenant.id,
+                status=status,
+                server=server,
+                tool=tool,
+                chain=chain,
+                after=after,
+                limit=_PAGE,
             )
-            seen += (approval for approval in found if _sees(caller, approval))
+            seen += (
+                approval
+                for approval in found
+                if _sees(caller, approval) and (not mine or _assigned(caller, approval))
+            )
             if not more or len(seen) > limit:
                 break
             after = found[-1].id
@@ -95,55 +182,233 @@ class ApprovalService:
         fingerprint: str,
         reason: str | None,
         version: int | None,
+        revision: str | None = None,
+        once: Once | None = None,
     ) -> Approval:
         """Count the caller's decision.
 
+        Args:
+            revision: With a deny: the arguments that would be approved, a JSON object. The model
+                is told of them in a reason that is made here.
+            once: The request's `Idempotency-Key`.
+
         Raises:
             Forbidden: `not_an_approver`, `self_approval`.
-            Conflict: `already_decided`, `vote_conflict`, `fingerprint_mismatch`.
+            Conflict: `already_decided`, `vote_conflict`, `fingerprint_mismatch`,
+                `idempotency_key_reused`.
             Gone: `expired`.
             PreconditionFailed: `If-Match` names another version.
+            Unprocessable: `reason_required`, `reason_too_long`, `arguments_too_long`.
         """
-        approval = await self.retrieve(caller, approval_id)
-        cause = may_decide(approval, caller.principal)
-        if cause is None and approval.by == "caller" and not _is_own(caller, approval):
-            cause = "not_an_approver"  # another end user's, behind the same service
-        if cause is not None:
-            raise refusal(cause)
-        if reason is not None and len(reason) > _LONGEST_REASON:
-            raise Unprocessable(
-                f"'reason' has at most {_LONGEST_REASON} characters.",
-                code="reason_too_long",
-                param="reason",
-            )
+        approval = await self._decidable(caller, approval_id)
+        told = _reason(approval, verdict, reason, revision)
         result = await self._approvals.vote(
             caller.tenant.id,
             approval_id,
             actor=caller.principal.subject,
             verdict=verdict,
             fingerprint=fingerprint,
-            reason=reason,
+            reason=told,
             version=version,
+            revision=revision,
+            once=once,
         )
         reached(Point.AFTER_VOTE)
-        if result.problem is not None:
-            raise vote_error(result.problem, result.approval)
-        if result.approval is None:
-            raise NotFound(f"There is no approval '{approval_id}'.", code="approval_not_found")
+        return self._changed(caller, approval_id, result, "voted")
+
+    async def decide_together(
+        self, caller: Caller, decisions: Sequence[Decision], *, key: str | None
+    ) -> Sequence[Approval | GatewayError]:
+        """Count many decisions, each by itself, and tell what became of each, in their order."""
+        results: list[Approval | GatewayError] = []
+        for decision in decisions:
+            try:
+                results.append(await self._decide_one_of_many(caller, decision, key))
+            except GatewayError as exc:
+                if isinstance(exc, StoreUnavailable):
+                    raise  # of what follows nothing can be told either; a repeat does no harm
+                results.append(exc)
+        return results
+
+    async def _decide_one_of_many(
+        self, caller: Caller, decision: Decision, key: str | None
+    ) -> Approval:
+        approval = await self._decidable(caller, decision.id)
+        if decision.verdict is Verdict.APPROVE and not decided_with_others(approval):
+            raise Unprocessable(
+                "This call must be approved by itself: several people decide it, or the tool may "
+                "destroy something.",
+                code="single_decision_required",
+                param="decision",
+            )
+        return await self.decide(
+            caller,
+            decision.id,
+            verdict=decision.verdict,
+            fingerprint=decision.fingerprint,
+            reason=decision.reason,
+            version=None,
+            once=None if key is None else Once(key, repr(decision).encode()),
+        )
+
+    async def extend(
+        self, caller: Caller, approval_id: str, *, seconds: float | None, version: int | None
+    ) -> Approval:
+        """Give an approval more time: as much as it had, unless the approver says.
+
+        Raises:
+            Forbidden: `not_an_approver`, `self_approval`.
+            Conflict: `already_decided`, `too_many_extensions`.
+            Gone: `expired`.
+            Unprocessable: `beyond_retention`.
+        """
+        approval = await self._decidable(caller, approval_id)
+        result = await self._approvals.extend(
+            caller.tenant.id,
+            approval_id,
+            actor=caller.principal.subject,
+            seconds=approval.timeout if seconds is None else seconds,
+            version=version,
+        )
+        return self._changed(caller, approval_id, result, "extended")
+
+    async def escalate(self, caller: Caller, approval_id: str, *, version: int | None) -> Approval:
+        """Ask the next approvers of the rule now, whom time would have added later.
+
+        Raises:
+            Forbidden: `not_an_approver`, `self_approval`.
+            Conflict: `already_decided`, `no_escalation_left`.
+            Gone: `expired`.
+        """
+        await self._decidable(caller, approval_id)
+        result = await self._approvals.escalate(
+            caller.tenant.id, approval_id, actor=caller.principal.subject, version=version
+        )
+        return self._changed(caller, approval_id, result, "escalated")
+
+    async def cancel(
+        self, caller: Caller, approval_id: str, *, reason: str | None, version: int | None
+    ) -> Approval:
+        """Withdraw a request: who asks may, and an admin.
+
+        Raises:
+            Forbidden: `not_the_requester`.
+            Conflict: `already_decided`.
+            Gone: `expired`.
+        """
+        approval = await self.retrieve(caller, approval_id)
+        mine = _is_own(caller, approval)
+        if not mine and not caller.principal.has(Role.ADMIN):
+            raise Forbidden(
+                "Only who asks, or an admin, may cancel a request.", code="not_the_requester"
+            )
+        _check_length(reason)
+        who = "requester" if mine else "administrator"
+        result = await self._approvals.cancel(
+            caller.tenant.id,
+            approval_id,
+            actor=caller.principal.subject,
+            reason=reason or f"The {who} withdrew the request. Nobody refused it.",
+            version=version,
+        )
+        return self._changed(caller, approval_id, result, "canceled")
+
+    async def inbox(self, caller: Caller, *, after: str) -> AsyncGenerator[News, None]:
+        """Follow what happens to the approvals that the caller may see, until the process drains.
+
+        Args:
+            after: The cursor of the last event that was read; "" begins now.
+
+        Raises:
+            BadRequest: The cursor is none.
+        """
+        _require_sight(caller)
+        if after and _CURSOR.fullmatch(after) is None:
+            raise BadRequest(
+                "'Last-Event-ID' must be the id of an event of this stream.",
+                code="invalid_value",
+                param="Last-Event-ID",
+            )
+        begun = after or (await self._approvals.inbox(caller.tenant.id)).cursor
+        return self._follow(caller, begun)
+
+    async def _follow(self, caller: Caller, cursor: str) -> AsyncGenerator[News, None]:
+        tenant = caller.tenant.id
+        with self._wake.listen(f"inbox:{tenant}") as hint:
+            yield News(cursor)
+            while not self._drained.is_set():
+                try:
+                    page = await self._approvals.inbox(tenant, after=cursor)
+                    if page.lost:
+                        yield News(cursor, lost=True)
+                    for entry in page.entries:
+                        approval = await self._approvals.get(tenant, entry.approval_id)
+                        if approval is not None and _sees(caller, approval):
+                            yield News(entry.cursor, entry.event, approval)
+                        cursor = entry.cursor
+                except StoreUnavailable:
+                    await hint.wait(LOOK_AGAIN)  # the inbox outlives the store's restart
+                    continue
+                if not page.entries:
+                    await self._wait(hint)
+
+    async def _wait(self, hint: Hint) -> None:
+        for _ in range(round(LOOK_AGAIN)):
+            if self._drained.is_set() or await hint.wait(1.0):
+                return
+
+    async def _decidable(self, caller: Caller, approval_id: str) -> Approval:
+        """Read an approval that the caller is one to decide, as things are now."""
+        approval = await self.retrieve(caller, approval_id)
+        cause = may_decide(approval, caller.principal)
+        if cause is None and approval.by == "caller" and not _is_own(caller, approval):
+            cause = "not_an_approver"  # another end user's, behind the same service
+        if cause is not None:
+            raise refusal(cause)
+        return approval
+
+    def _changed(self, caller: Caller, approval_id: str, result: VoteResult, what: str) -> Approval:
+        approval = result.approval
+        if result.problem is not None or approval is None:
+            raise vote_error(result.problem or "not_found", approval)
         logger.info(
-            "an approval was voted on",
+            "an approval was changed",
             extra={
                 "approval": approval_id,
-                "verdict": verdict.value,
-                "status": result.approval.status.value,
+                "change": what,
+                "status": approval.status.value,
                 "key": caller.principal.key_id,
             },
         )
-        if result.approval.status != "pending":
-            self._meter.approval(
-                server=result.approval.server, outcome=result.approval.status.value
+        if result.counted and approval.status != "pending":
+            self._meter.approval(server=approval.server, outcome=approval.status.value)
+        return approval
+
+
+def _reason(
+    approval: Approval, verdict: Verdict, reason: str | None, revision: str | None
+) -> str | None:
+    _check_length(reason)
+    if revision is not None:
+        if len(revision) > _LONGEST_REVISION:
+            raise Unprocessable(
+                f"'arguments' have at most {_LONGEST_REVISION} characters.",
+                code="arguments_too_long",
+                param="arguments",
             )
-        return result.approval
+        return revision_reason(approval.tool, revision, reason)
+    if reason_missing(approval, verdict, reason):
+        raise reason_required()
+    return reason
+
+
+def _check_length(reason: str | None) -> None:
+    if reason is not None and len(reason) > _LONGEST_REASON:
+        raise Unprocessable(
+            f"'reason' has at most {_LONGEST_REASON} characters.",
+            code="reason_too_long",
+            param="reason",
+        )
 
 
 def _require_sight(caller: Caller) -> None:
@@ -159,6 +424,14 @@ def _sees(caller: Caller, approval: Approval) -> bool:
     if approval.by != "caller" and may_decide(approval, principal) is None:
         return True
     return _is_own(caller, approval)
+
+
+def _assigned(caller: Caller, approval: Approval) -> bool:
+    """Tell whether the caller is one whose vote an approval waits for."""
+    if approval.by == "caller":
+        return _is_own(caller, approval)
+    voted = caller.principal.subject in approval.votes
+    return not voted and may_decide(approval, caller.principal) is None
 
 
 def _is_own(caller: Caller, approval: Approval) -> bool:

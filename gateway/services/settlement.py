@@ -200,6 +200,7 @@ class Settlement:
             requester=state.subject,
             end_user=state.end_user,
             rule=ruling.rule,
+            rule_version=ruling.version,
             rule_reason=ruling.reason,
             by=terms.by if ruling.effect is Effect.ASK else "policy",
             approvers=terms.approvers,

@@ -3,42 +3,82 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from litestar import Router, get, post
+from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
-from gateway.domain.approvals import Approval, Verdict
-from gateway.domain.documents import encode
-from gateway.domain.errors import BadRequest, Unprocessable
-from gateway.services.approvals import ApprovalService
+from gateway.domain.approvals import Approval, Transition, Verdict
+from gateway.domain.documents import NULL, encode, parse_request, raw
+from gateway.domain.errors import BadRequest, GatewayError, Unprocessable
+from gateway.domain.events import write
+from gateway.domain.ports import Once
+from gateway.services.approvals import ApprovalService, Decision, News
 from gateway.services.callers import Caller
-from gateway.services.records import Answer
-from gateway.web.answers import JSONAnswer
+from gateway.services.records import Answer, EventStream
+from gateway.web.answers import JSONAnswer, Pace, SSEAnswer
 from gateway.web.doors import AnyRequest, Doors
+from gateway.web.errors import error_body
 
 _FIELD = re.compile(r"field `([^`]*)`|`\$\.([^`]*)`")
 _STATUSES = ("pending", "approved", "denied", "expired", "canceled", "superseded", "all")
+_FILTERS = ("status", "server", "tool", "assigned_to", "chain", "after", "limit")
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_LONGEST = 366 * 86400
+
+T = TypeVar("T")
 
 
 class _Decision(msgspec.Struct, forbid_unknown_fields=True):
     decision: Literal["approve", "deny", "revise"]
     fingerprint: str
     reason: str | None = None
-    arguments: Any = None
+    arguments: msgspec.Raw = NULL
     grant: Any = None
 
 
-def approvals_router(doors: Doors, approvals: ApprovalService) -> Router:
-    """The doors to approvals."""
+class _One(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    decision: Literal["approve", "deny"]
+    fingerprint: str
+    reason: str | None = None
 
+
+class _Decisions(msgspec.Struct, forbid_unknown_fields=True):
+    decisions: Annotated[list[_One], msgspec.Meta(min_length=1, max_length=50)]
+
+
+class _Extension(msgspec.Struct, forbid_unknown_fields=True):
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST)] | None = None
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class _Cancellation(msgspec.Struct, forbid_unknown_fields=True):
+    reason: str | None = None
+
+
+def approvals_router(doors: Doors, approvals: ApprovalService, pace: Pace) -> Router:
+    """The doors to approvals."""
+    return Router(
+        path="/",
+        route_handlers=[*_reading(doors, approvals, pace), *_deciding(doors, approvals)],
+    )
+
+
+def _reading(doors: Doors, approvals: ApprovalService, pace: Pace) -> Sequence[HTTPRouteHandler]:
     @get("/v1/approvals")
     async def list_approvals(request: AnyRequest) -> ASGIApp:
-        """List approvals, newest first: `status`, `server`, `tool`, `after`, `limit`."""
+        """List approvals, newest first, by `_FILTERS`."""
         caller = doors.caller(request)
-        query = request.query_params
+        query = _query(request)
         status = query.get("status", "pending")
         if status not in _STATUSES:
             raise BadRequest(
@@ -46,15 +86,26 @@ def approvals_router(doors: Doors, approvals: ApprovalService) -> Router:
                 code="invalid_value",
                 param="status",
             )
+        if query.get("assigned_to", "me") != "me":
+            raise BadRequest("'assigned_to' must be me.", code="invalid_value", param="assigned_to")
         found, more = await approvals.list(
             caller,
             status=None if status == "all" else status,
             server=query.get("server"),
             tool=query.get("tool"),
+            chain=query.get("chain"),
+            mine="assigned_to" in query,
             after=query.get("after"),
             limit=_limit(query.get("limit", "20")),
         )
         return _json(caller, _listing([_show(approvals, caller, one) for one in found], more))
+
+    @get("/v1/approvals/events")
+    async def follow_approvals(request: AnyRequest) -> ASGIApp:
+        """Follow what happens to approvals, from `Last-Event-ID` on where it is given."""
+        caller = doors.caller(request)
+        news = await approvals.inbox(caller, after=request.headers.get("last-event-id", ""))
+        return SSEAnswer(EventStream({}, _events(approvals, caller, news)), pace)
 
     @get("/v1/approvals/{approval_id:str}")
     async def retrieve_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
@@ -70,55 +121,135 @@ def approvals_router(doors: Doors, approvals: ApprovalService) -> Router:
         found = await approvals.of_turn(caller, response_id)
         return _json(caller, _listing([_show(approvals, caller, one) for one in found], False))
 
+    return (list_approvals, follow_approvals, retrieve_approval, list_response_approvals)
+
+
+def _deciding(doors: Doors, approvals: ApprovalService) -> Sequence[HTTPRouteHandler]:
+    async def document(request: AnyRequest, kind: type[T]) -> tuple[T, bytes]:
+        body = await doors.body(request)
+        return _read(body or b"{}", kind, doors.max_depth), body
+
     @post("/v1/approvals/{approval_id:str}/decision", status_code=200)
     async def decide_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
         """Decide an approval; the fingerprint says that you saw this very call."""
         caller = doors.caller(request)
-        decision = _decision(await doors.document(request))
+        decision, body = await document(request, _Decision)
+        key = _key(request)
         approval = await approvals.decide(
             caller,
             approval_id,
-            verdict=Verdict(decision.decision),
+            verdict=Verdict.APPROVE if decision.decision == "approve" else Verdict.DENY,
             fingerprint=decision.fingerprint,
             reason=decision.reason,
-            version=_version(request.headers.get("if-match")),
+            revision=_revision(decision),
+            version=_version(request),
+            once=None if key is None else Once(key, body),
         )
         return _one(approvals, caller, approval)
 
-    return Router(
-        path="/",
-        route_handlers=[
-            list_approvals,
-            retrieve_approval,
-            list_response_approvals,
-            decide_approval,
-        ],
-    )
+    @post("/v1/approvals/decisions", status_code=200)
+    async def decide_approvals(request: AnyRequest) -> ASGIApp:
+        """Decide up to 50 approvals, each by itself."""
+        caller = doors.caller(request)
+        wanted, _ = await document(request, _Decisions)
+        decisions = [
+            Decision(one.id, Verdict(one.decision), one.fingerprint, one.reason)
+            for one in wanted.decisions
+        ]
+        results = await approvals.decide_together(caller, decisions, key=_key(request))
+        shown = [_result(one.id, result) for one, result in zip(decisions, results, strict=True)]
+        return _json(caller, {"object": "list", "data": shown})
+
+    @post("/v1/approvals/{approval_id:str}/extend", status_code=200)
+    async def extend_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
+        """Give an approval more time."""
+        caller = doors.caller(request)
+        wanted, _ = await document(request, _Extension)
+        approval = await approvals.extend(
+            caller, approval_id, seconds=wanted.seconds, version=_version(request)
+        )
+        return _one(approvals, caller, approval)
+
+    @post("/v1/approvals/{approval_id:str}/escalate", status_code=200)
+    async def escalate_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
+        """Ask the next approvers of the rule now."""
+        caller = doors.caller(request)
+        await document(request, _Nothing)
+        approval = await approvals.escalate(caller, approval_id, version=_version(request))
+        return _one(approvals, caller, approval)
+
+    @post("/v1/approvals/{approval_id:str}/cancel", status_code=200)
+    async def cancel_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
+        """Withdraw one's own request."""
+        caller = doors.caller(request)
+        wanted, _ = await document(request, _Cancellation)
+        approval = await approvals.cancel(
+            caller, approval_id, reason=wanted.reason, version=_version(request)
+        )
+        return _one(approvals, caller, approval)
+
+    return (decide_approval, decide_approvals, extend_approval, escalate_approval, cancel_approval)
 
 
-def _decision(document: object) -> _Decision:
+def _query(request: AnyRequest) -> dict[str, str]:
+    query = request.query_params
+    for name in query:
+        if name not in _FILTERS:
+            raise BadRequest(
+                f"Unknown parameter: '{name}'. There are {', '.join(_FILTERS)}.",
+                code="unknown_parameter",
+                param=name,
+            )
+    return dict(query)
+
+
+def _read(body: bytes, kind: type[T], max_depth: int) -> T:
+    checked = encode(parse_request(body, max_depth=max_depth))
     try:
-        decision = msgspec.json.decode(encode(document), type=_Decision)
+        return msgspec.json.decode(checked, type=kind)
     except msgspec.ValidationError as exc:
         named = _FIELD.search(str(exc))
         param = (named.group(1) or named.group(2)) if named else None
-        raise BadRequest(f"Invalid decision: {exc}.", code="invalid_value", param=param) from exc
-    if decision.decision == "revise" or decision.arguments is not None:
-        raise Unprocessable(
-            "'revise' is not available yet: deny with a reason that asks for the change.",
-            code="unsupported_decision",
-            param="decision",
-        )
+        raise BadRequest(f"Invalid body: {exc}.", code="invalid_value", param=param) from exc
+
+
+def _revision(decision: _Decision) -> str | None:
+    """Return the arguments that a person asks for instead, as JSON."""
     if decision.grant is not None:
         raise Unprocessable(
             "'grant' is not available yet: decide each call.",
             code="unsupported_grant",
             param="grant",
         )
-    return decision
+    given = bytes(decision.arguments).strip()
+    if decision.decision != "revise":
+        if given != b"null":
+            raise Unprocessable(
+                "'arguments' go with 'revise' alone.", code="invalid_arguments", param="arguments"
+            )
+        return None
+    if not given.startswith(b"{"):
+        raise Unprocessable(
+            "'revise' needs 'arguments': a JSON object, the arguments that would be approved.",
+            code="invalid_arguments",
+            param="arguments",
+        )
+    return given.decode()
 
 
-def _version(if_match: str | None) -> int | None:
+def _key(request: AnyRequest) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and _KEY.fullmatch(key) is None:
+        raise BadRequest(
+            "'Idempotency-Key' must be 1 to 255 visible ASCII characters.",
+            code="invalid_value",
+            param="Idempotency-Key",
+        )
+    return key
+
+
+def _version(request: AnyRequest) -> int | None:
+    if_match = request.headers.get("if-match")
     if if_match is None or if_match == "*":
         return None
     text = if_match.strip().removeprefix("W/").strip('"').removeprefix("v")
@@ -145,8 +276,33 @@ def _listing(shown: list[dict[str, object]], more: bool) -> dict[str, object]:
     }
 
 
+def _result(approval_id: str, result: Approval | GatewayError) -> dict[str, object]:
+    if isinstance(result, Approval):
+        return {"id": approval_id, "status": result.status.value}
+    error = error_body(result.message, kind=result.type, code=result.code, param=result.param)
+    return {"id": approval_id, **error}
+
+
+async def _events(
+    approvals: ApprovalService, caller: Caller, news: AsyncGenerator[News, None]
+) -> AsyncGenerator[bytes, None]:
+    """Write the inbox as events; the first only tells the reader's `Last-Event-ID`."""
+    async with aclosing(news):
+        async for one in news:
+            place = f"id: {one.cursor}\n".encode()
+            if one.lost:
+                yield place + write("approval.lost", {"type": raw("approval.lost")})
+            elif one.event is None or one.approval is None:
+                yield place + b"\n"
+            else:
+                kind = f"approval.{one.event}"
+                shown = _show(approvals, caller, one.approval)
+                yield place + write(kind, {"type": raw(kind), "approval": raw(shown)})
+
+
 def _show(approvals: ApprovalService, caller: Caller, approval: Approval) -> dict[str, object]:
     may = approvals.may_decide(caller, approval)
+    ahead = approval.escalate[approval.level :]
     return {
         "id": approval.id,
         "object": "approval",
@@ -157,21 +313,54 @@ def _show(approvals: ApprovalService, caller: Caller, approval: Approval) -> dic
         "expires_at": approval.expires_at,
         "on_timeout": approval.on_timeout,
         "response_id": approval.turn_id,
+        "chain_id": approval.chain_id or None,
         "approval_request_id": approval.request_id,
         "requester": {"subject": approval.requester, "end_user": approval.end_user or None},
         "server_label": approval.server,
-        "tool": {"name": approval.tool},
+        "trust": approval.trust,
+        "tool": {
+            "name": approval.tool,
+            "title": approval.annotations.title,
+            "description": approval.description,
+            "annotations": approval.annotations,
+            "pin": approval.definition_hash or None,
+        },
         "arguments": approval.arguments,
         "fingerprint": approval.fingerprint,
-        "policy": {"rule": approval.rule, "explain": approval.rule_reason},
+        "policy": {
+            "rule": approval.rule,
+            "version": approval.rule_version or None,
+            "explain": approval.rule_reason,
+            "mode": "enforce",
+        },
         "by": approval.by,
         "approvers": list(approval.approvers),
         "quorum": {"need": approval.quorum, "have": len(approval.votes)},
-        "allowed_decisions": ["approve", "deny"] if may else [],
+        "votes": list(approval.votes),
+        "reason_required": approval.reason_required,
+        "escalation": {
+            "level": approval.level,
+            "levels": len(approval.escalate),
+            "next_at": approval.created_at + ahead[0].after if ahead else None,
+        },
+        "extensions": {"have": approval.extensions, "most": approval.max_extensions},
+        "allowed_decisions": ["approve", "deny", "revise"] if may else [],
         "decided_by": approval.decided_by,
         "decided_at": approval.decided_at,
         "reason": approval.reason,
+        "revision": approval.revision,
+        "history": [_line(line) for line in approval.history],
         "url": f"/v1/approvals/{approval.id}",
+    }
+
+
+def _line(line: Transition) -> dict[str, object]:
+    return {
+        "event": line.event,
+        "at": line.at,
+        "status": line.status.value,
+        "actor": line.actor,
+        "reason": line.reason,
     }
 
 

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx2
 import pytest
 
-from tests.support.approvals import create, executed, issue, marker, pending, tenancy, vote
+from gateway.adapters.crypto import KeyRing
+from gateway.adapters.redis.approvals import RedisApprovalStore
+from gateway.adapters.redis.client import open_clients
+from gateway.domain.approvals import Approval
+from gateway.domain.calls import Annotations
+from tests.state import make
+from tests.support.approvals import (
+    create,
+    executed,
+    issue,
+    marker,
+    pending,
+    refused,
+    settled,
+    tenancy,
+    text_of,
+    vote,
+)
 from tests.support.stack import Gateway, Stack
 
 
@@ -20,9 +38,16 @@ async def held(gateway: Gateway, **body: Any) -> dict[str, Any]:
 @pytest.mark.covers("APPR-6")
 async def test_an_approval_says_what_is_asked_why_by_whom_and_until_when(gateway: Gateway) -> None:
     approval = await held(gateway)
-    assert approval["policy"] == {"rule": "writes", "explain": "It changes what others see."}
+    policy = approval["policy"]
+    assert (policy["rule"], policy["explain"]) == ("writes", "It changes what others see.")
+    assert policy["mode"] == "enforce"
+    assert policy["version"]
+    assert approval["chain_id"] == approval["response_id"]
+    assert approval["tool"]["name"] == "create_issue"
+    (line,) = approval["history"]
+    assert (line["event"], line["actor"]) == ("requested", "subject:svc:caller")
     assert approval["requester"] == {"subject": "svc:caller", "end_user": None}
-    assert approval["allowed_decisions"] == ["approve", "deny"]
+    assert approval["allowed_decisions"] == ["approve", "deny", "revise"]
     assert approval["expires_at"] - approval["created_at"] == pytest.approx(1800, abs=1)
     async with gateway.http("approver") as client:
         one = await client.get(approval["url"])
@@ -111,8 +136,17 @@ async def test_a_foreign_approval_reads_like_an_unknown_one_on_every_door(
         ({"unheard": 1}, {}, 400, "invalid_value", "unheard"),
         ({"reason": 7}, {}, 400, "invalid_value", "reason"),
         ({"reason": "x" * 2001}, {}, 422, "reason_too_long", "reason"),
-        ({"decision": "revise"}, {}, 422, "unsupported_decision", "decision"),
-        ({"arguments": {}}, {}, 422, "unsupported_decision", "decision"),
+        ({"decision": "revise"}, {}, 422, "invalid_arguments", "arguments"),
+        ({"decision": "revise", "arguments": [1]}, {}, 422, "invalid_arguments", "arguments"),
+        ({"decision": "revise", "arguments": '{"a":1}'}, {}, 422, "invalid_arguments", "arguments"),
+        (
+            {"decision": "revise", "arguments": {"a": "x" * 16_000}},
+            {},
+            *(422, "arguments_too_long", "arguments"),
+        ),
+        ({"arguments": {}}, {}, 422, "invalid_arguments", "arguments"),
+        ({}, {"idempotency-key": "not visible"}, 400, "invalid_value", "Idempotency-Key"),
+        ({}, {"idempotency-key": "k" * 256}, 400, "invalid_value", "Idempotency-Key"),
         ({"grant": {"scope": "tool"}}, {}, 422, "unsupported_grant", "grant"),
         ({}, {"if-match": '"v7"'}, 412, None, None),
         ({}, {"if-match": "seven"}, 400, "invalid_value", "If-Match"),
@@ -216,5 +250,275 @@ async def test_lists_are_filtered_and_paged_and_full_of_what_the_caller_may_see(
         after = f"?limit=5&after={mine[2]['id']}"
         assert await ids("caller", after) == ([mine[1]["id"]], False)
         async with gateway.http("approver") as client:
-            for query in ("?status=odd", "?limit=0", "?limit=101", "?limit=x"):
+            for query in ("?status=odd", "?limit=0", "?limit=101", "?limit=x", "?assigned_to=you"):
                 assert (await client.get("/v1/approvals" + query)).status_code == 400
+            odd = (await client.get("/v1/approvals?statos=pending")).json()["error"]
+            assert (odd["code"], odd["param"]) == ("unknown_parameter", "statos")
+        assert await ids("second", "?assigned_to=me&limit=50") == (
+            [one["id"] for one in reversed(mine[1:])],
+            False,
+        )
+        chain = theirs[1]["chain_id"]
+        assert await ids("approver", f"?chain={chain}") == ([theirs[1]["id"]], False)
+        assert await ids("approver", "?chain=resp_other") == ([], False)
+
+
+def asks(**approval: Any) -> list[dict[str, Any]]:
+    """Rules that ask about everything, on these terms."""
+    return [{"id": "all", "match": {"server": "github"}, "effect": "ask", "approval": approval}]
+
+
+async def act(
+    gateway: Gateway,
+    approval: dict[str, Any],
+    action: str,
+    *,
+    key: str = "approver",
+    headers: dict[str, str] | None = None,
+    **body: Any,
+) -> httpx2.Response:
+    """Extend, escalate or cancel an approval."""
+    async with gateway.http(key) as client:
+        url = f"{approval['url']}/{action}"
+        return await client.post(url, json=body, headers=headers or {})
+
+
+def code_of(answer: httpx2.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+@pytest.mark.covers("APPR-6")
+async def test_a_revision_tells_the_model_which_call_would_be_approved(
+    gateway: Gateway, stack: Stack
+) -> None:
+    approval = await held(gateway)
+    answer = await vote(
+        gateway, approval, "revise", arguments={"title": "Tamer"}, reason="Too loud."
+    )
+    decided = answer.json()
+    assert (decided["status"], decided["revision"]) == ("denied", '{"title":"Tamer"}')
+    told = (
+        "Denied as it is. Call create_issue again with exactly these arguments: "
+        '{"title":"Tamer"}\nReason: Too loud.'
+    )
+    assert decided["reason"] == decided["history"][-1]["reason"] == told
+    settled_ = await settled(gateway, approval["response_id"])
+    assert "Tamer" in text_of(settled_)
+    assert await executed(stack, approval["arguments"]) == []
+
+
+@pytest.mark.covers("APPR-6")
+async def test_the_same_key_and_body_get_the_same_answer_again(stack: Stack) -> None:
+    with stack.gateway(rules=asks(quorum=2), **tenancy(stack)) as gateway:
+        approval = await held(gateway)
+        key = {"idempotency-key": "one"}
+        first = await vote(gateway, approval, headers=key)
+        assert first.json()["quorum"]["have"] == 1
+        mine = await vote(gateway, approval, key="second", headers=key)  # another actor's own key
+        assert mine.json()["status"] == "approved"
+        again = await vote(gateway, approval, headers=key)
+        assert (again.status_code, again.text) == (first.status_code, first.text)
+        assert again.headers["etag"] == first.headers["etag"]
+        other = await vote(gateway, approval, headers=key, reason="x")
+        assert code_of(other) == (409, "idempotency_key_reused")
+        refused = await vote(gateway, approval, key="caller", headers=key)
+        assert code_of(refused) == (403, "not_an_approver")
+        await settled(gateway, approval["response_id"])
+
+
+@pytest.mark.covers("APPR-6")
+async def test_a_refusal_is_remembered_with_its_key_as_well(gateway: Gateway) -> None:
+    approval = await held(gateway)
+    await vote(gateway, approval, "deny")
+    key = {"idempotency-key": "late"}
+    late = await vote(gateway, approval, key="second", headers=key)
+    assert code_of(late) == (409, "already_decided")
+    assert (await vote(gateway, approval, key="second", headers=key)).text == late.text
+
+
+@pytest.mark.covers("APPR-6")
+@pytest.mark.parametrize(
+    ("wanted", "decision", "status"),
+    [("deny", "deny", 422), ("deny", "approve", 200), ("always", "approve", 422)],
+)
+async def test_a_rule_may_want_a_reason(
+    stack: Stack, wanted: str, decision: str, status: int
+) -> None:
+    with stack.gateway(rules=asks(reason_required=wanted), **tenancy(stack)) as gateway:
+        approval = await held(gateway)
+        answer = await vote(gateway, approval, decision, reason="  ")
+        assert answer.status_code == status
+        if status == 422:
+            assert code_of(answer) == (422, "reason_required")
+            native = {"type": "mcp_approval_response", "approve": decision == "approve"}
+            native["approval_request_id"] = approval["approval_request_id"]
+            assert await refused(gateway, [native], key="second") == (
+                422,
+                {
+                    "message": "The rule wants a reason for this decision.",
+                    "type": "invalid_request_error",
+                    "param": "reason",
+                    "code": "reason_required",
+                },
+            )
+            assert (await vote(gateway, approval, decision, reason="Checked.")).status_code == 200
+        await settled(gateway, approval["response_id"])
+
+
+@pytest.mark.covers("APPR-6")
+async def test_an_approver_gives_more_time_and_nobody_else_does(stack: Stack) -> None:
+    rules = asks(timeout="10m", max_extensions=2)
+    with stack.gateway(rules=rules, **tenancy(stack, ttl="1h")) as gateway:
+        approval = await held(gateway)
+        assert code_of(await act(gateway, approval, "extend", key="caller")) == (
+            403,
+            "not_an_approver",
+        )
+        assert code_of(await act(gateway, approval, "extend", seconds=3001)) == (
+            422,
+            "beyond_retention",
+        )
+        stale = await act(gateway, approval, "extend", headers={"if-match": '"v7"'})
+        assert stale.status_code == 412
+        for odd in ({"seconds": 0}, {"seconds": "10"}, {"minutes": 1}):
+            assert (await act(gateway, approval, "extend", **odd)).status_code == 400
+        longer = (await act(gateway, approval, "extend", headers={"if-match": '"v1"'})).json()
+        assert longer["expires_at"] - approval["expires_at"] == pytest.approx(600)
+        assert (longer["version"], longer["extensions"]) == (2, {"have": 1, "most": 2})
+        assert longer["history"][-1]["actor"] == "subject:user:ann"
+        assert (await act(gateway, approval, "extend", seconds=1.5)).status_code == 200
+        assert code_of(await act(gateway, approval, "extend")) == (409, "too_many_extensions")
+        await vote(gateway, approval, "deny")
+        assert code_of(await act(gateway, approval, "extend")) == (409, "already_decided")
+        await settled(gateway, approval["response_id"])
+
+
+@pytest.mark.covers("APPR-6")
+async def test_an_escalation_adds_approvers_who_may_decide_from_then_on(stack: Stack) -> None:
+    rules = asks(
+        approvers=["subject:user:ann"], escalate=[{"after": "10m", "to": ["subject:user:bob"]}]
+    )
+    with stack.gateway(rules=rules, **tenancy(stack)) as gateway:
+        approval = await held(gateway)
+        assert approval["escalation"]["next_at"] == pytest.approx(approval["created_at"] + 600)
+        early = await vote(gateway, approval, key="second")
+        assert code_of(early) == (403, "not_an_approver")
+        raised = (await act(gateway, approval, "escalate")).json()
+        assert raised["approvers"] == ["subject:user:ann", "subject:user:bob"]
+        assert raised["escalation"] == {"level": 1, "levels": 1, "next_at": None}
+        assert code_of(await act(gateway, approval, "escalate")) == (409, "no_escalation_left")
+        assert (await vote(gateway, approval, "deny", key="second")).status_code == 200
+        await settled(gateway, approval["response_id"])
+
+
+@pytest.mark.covers("APPR-6")
+async def test_who_asks_or_an_admin_withdraws_the_request_and_the_model_is_told_so(
+    gateway: Gateway, stack: Stack
+) -> None:
+    for key, text in (("caller", "requester"), ("admin", "administrator")):
+        approval = await held(gateway)
+        stranger = await act(gateway, approval, "cancel", key="second")
+        assert code_of(stranger) == (403, "not_the_requester")
+        canceled = (await act(gateway, approval, "cancel", key=key)).json()
+        assert canceled["status"] == "canceled"
+        assert text in canceled["reason"]
+        told = text_of(await settled(gateway, approval["response_id"]))
+        assert f"The {text} withdrew the request. Nobody refused it." in told
+        assert await executed(stack, approval["arguments"]) == []
+        assert code_of(await act(gateway, approval, "cancel", key=key)) == (409, "already_decided")
+
+
+@pytest.mark.covers("APPR-6")
+async def test_many_decisions_in_one_request_each_have_their_result(
+    gateway: Gateway, stack: Stack
+) -> None:
+    one, two = await held(gateway), await held(gateway)
+    stale = {"decision": "deny", "fingerprint": "sha256:" + "0" * 64}
+    wanted = [
+        {"id": one["id"], "decision": "deny", "fingerprint": one["fingerprint"], "reason": "No."},
+        {"id": two["id"], **stale},
+        {"id": two["id"], "decision": "approve", "fingerprint": two["fingerprint"]},
+        {"id": "apr_unknown", **stale},
+    ]
+    async with gateway.http("approver") as client:
+        answer = await client.post("/v1/approvals/decisions", json={"decisions": wanted})
+        first, *others = answer.json()["data"]
+        assert first == {"id": one["id"], "status": "denied"}
+        assert [(other["id"], other["error"]["code"]) for other in others] == [
+            (two["id"], "fingerprint_mismatch"),
+            (two["id"], "single_decision_required"),  # nobody vouches that it destroys nothing
+            ("apr_unknown", "approval_not_found"),
+        ]
+        assert (await client.get(two["url"])).json()["status"] == "pending"
+        for odd in ([], wanted * 13, [{"id": one["id"]}], [{**wanted[0], "arguments": {}}]):
+            refused_ = await client.post("/v1/approvals/decisions", json={"decisions": odd})
+            assert code_of(refused_) == (400, "invalid_value")
+    async with gateway.http("caller") as client:
+        answer = await client.post("/v1/approvals/decisions", json={"decisions": wanted[2:3]})
+        assert answer.json()["data"][0]["error"]["code"] == "not_an_approver"
+    await vote(gateway, two, "deny")
+    assert await executed(stack, one["arguments"]) == []
+
+
+@pytest.mark.covers("APPR-6")
+async def test_harmless_calls_are_approved_together_and_those_of_a_quorum_are_not(
+    stack: Stack,
+) -> None:
+    sections = tenancy(stack)
+    tenant = sections["tenants"][0]["id"]
+
+    def asked_for(**changes: Any) -> Approval:
+        return make.approval(**{"tenant": tenant, "batch_id": marker(), **changes})
+
+    harmless = Annotations(read_only=True, verified=True)
+    asked = [
+        asked_for(annotations=harmless),
+        asked_for(annotations=harmless, quorum=2),
+        asked_for(annotations=Annotations(read_only=True)),
+        asked_for(annotations=Annotations(destructive=True, verified=True)),
+    ]
+    async with open_clients(stack.redis_url) as clients:
+        store = RedisApprovalStore(clients.commands, KeyRing([("k1", b"k" * 32)]))
+        for one in asked:  # each waits for another, so that no turn goes on
+            await make.opened(store, one, asked_for(batch_id=one.batch_id))
+    wanted = [
+        {"id": one.id, "decision": "approve", "fingerprint": one.fingerprint} for one in asked
+    ]
+    with stack.gateway(**sections) as gateway:
+        async with gateway.http("approver") as client:
+            answer = await client.post("/v1/approvals/decisions", json={"decisions": wanted})
+    data = answer.json()["data"]
+    assert data[0] == {"id": asked[0].id, "status": "approved"}
+    assert {one["error"]["code"] for one in data[1:]} == {"single_decision_required"}
+
+
+# Who may decide, looked at when it is decided
+
+
+@pytest.mark.covers("APPR-6", "AUTH-1")
+async def test_who_has_left_the_group_meanwhile_may_not_decide(stack: Stack) -> None:
+    sections = tenancy(stack)
+    keys = {key["id"]: key for key in sections["api_keys"]}
+    keys["approver"]["groups"] = ["finance"]
+    rules = asks(approvers=["group:finance"])
+    with stack.gateway(rules=rules, **sections) as gateway:
+        approval = await held(gateway)
+        assert approval["approvers"] == ["group:finance"]
+    keys["approver"]["groups"], keys["second"]["groups"] = [], ["finance"]
+    with stack.gateway(rules=rules, **sections) as gateway:
+        assert code_of(await vote(gateway, approval)) == (403, "not_an_approver")
+        assert (await vote(gateway, approval, "deny", key="second")).status_code == 200
+        await settled(gateway, approval["response_id"])
+
+
+@pytest.mark.covers("APPR-6")
+async def test_who_is_named_by_new_rules_does_not_decide_what_was_asked_before(
+    stack: Stack,
+) -> None:
+    sections = tenancy(stack)
+    with stack.gateway(rules=asks(approvers=["subject:user:ann"]), **sections) as gateway:
+        approval = await held(gateway)
+    with stack.gateway(rules=asks(approvers=["subject:user:bob"]), **sections) as gateway:
+        assert code_of(await vote(gateway, approval, key="second")) == (403, "not_an_approver")
+        assert (await vote(gateway, approval, "deny")).status_code == 200
+        await settled(gateway, approval["response_id"])

@@ -51,7 +51,7 @@ _GIVEN_UP = "Another call of the same response was not decided in time, so the t
 
 _ENDS = (BatchStatus.DONE, BatchStatus.FAILED, BatchStatus.INDETERMINATE, BatchStatus.READY)
 
-_LASTING = frozenset({"vote", "dispatch", "abandon", "retry", "rewind"})
+_LASTING = frozenset({"vote", "extend", "withdraw", "dispatch", "abandon", "retry"})
 """What somebody was promised, or what must not happen twice: it is on disk before it is told."""
 
 _PAGE = 100
@@ -159,16 +159,17 @@ class RedisApprovalStore(ApprovalStore):
         status: str | None,
         server: str | None = None,
         tool: str | None = None,
+        chain: str | None = None,
         turn_id: str | None = None,
         after: str | None = None,
         limit: int = 20,
     ) -> tuple[Sequence[Approval], bool]:
         """List approvals, newest first, and tell whether there are more.
 
-        Server and tool are sealed, so that filtering by them opens one record after the other:
+        Server, tool and chain are sealed: filtering by them opens one record after the other,
         at most the newest 10,000 after the cursor. After an unknown id there is nothing.
         """
-        wanted = _Filter(status, server, tool)
+        wanted = _Filter(status, server, tool, chain)
         index = _index(status, turn_id)
         kept: list[Approval] = []
         below = b""
@@ -579,17 +580,19 @@ class _Filter:
     status: str | None
     server: str | None
     tool: str | None
+    chain: str | None
 
     @property
     def narrow(self) -> bool:
         """Whether most of what is looked at may be left out."""
-        return self.server is not None or self.tool is not None
+        return (self.server, self.tool, self.chain) != (None, None, None)
 
     def admits(self, approval: Approval) -> bool:
         return (
             self.status in (None, approval.status.value)
             and self.server in (None, approval.server)
             and self.tool in (None, approval.tool)
+            and self.chain in (None, approval.chain_id)
         )
 
 
