@@ -23,6 +23,7 @@ from gateway.adapters.redis.approvals import RedisApprovalStore
 from gateway.adapters.redis.audit import RedisAuditStore
 from gateway.adapters.redis.client import Client, open_clients
 from gateway.adapters.redis.event_log import RedisEventLog
+from gateway.adapters.redis.grants import RedisGrantStore
 from gateway.adapters.redis.jobs import RedisJobQueue
 from gateway.adapters.redis.probe import RedisProbe
 from gateway.adapters.redis.turns import RedisTurnStore
@@ -42,6 +43,8 @@ from gateway.services.audit import AuditService, AuditTerms, Chainer
 from gateway.services.continuations import Continuations, Sweeper
 from gateway.services.conversations import ConversationService
 from gateway.services.following import Following
+from gateway.services.granted import Granted
+from gateway.services.grants import Grants
 from gateway.services.health import Health
 from gateway.services.judgement import Judge
 from gateway.services.legs import Legs
@@ -61,6 +64,7 @@ from gateway.web.approvals import approvals_router
 from gateway.web.audit import audit_router
 from gateway.web.doors import Doors
 from gateway.web.errors import on_exception, on_gateway_error, on_http_error
+from gateway.web.grants import grants_router
 from gateway.web.health import health_router
 from gateway.web.responses import conversations_router, create_router, responses_router
 from gateway.web.webhooks import webhooks_router
@@ -78,6 +82,7 @@ class Stores:
 
     turns: RedisTurnStore
     approvals: RedisApprovalStore
+    grants: RedisGrantStore
     log: RedisEventLog
     jobs: RedisJobQueue
     audit: RedisAuditStore
@@ -150,7 +155,12 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     following = Following(log=stores.log, turns=stores.turns, wake=stores.wake)
     records = Records(turns=stores.turns, approvals=stores.approvals, following=following)
     keys = KeyRing(settings.to_api_keys())
-    judge = Judge(rules=rules, active=lambda key_id: keys.entry(key_id) is not None)
+    granted = Granted(
+        store=stores.grants, meter=meter, fatigue=settings.approvals.fatigue.to_domain()
+    )
+    judge = Judge(
+        rules=rules, active=lambda key_id: keys.entry(key_id) is not None, granted=granted
+    )
     preparation = Preparation(
         turns=stores.turns,
         answers=NativeAnswers(stores.approvals, lease=lease),
@@ -253,6 +263,13 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     conversations = ConversationService(
         turns=stores.turns, upstream=upstream, catalog=catalog, bounds=bounds
     )
+    grants = Grants(
+        store=stores.grants,
+        approvals=stores.approvals,
+        judge=judge,
+        servers=servers,
+        meter=meter,
+    )
     approvals = ApprovalService(
         approvals=stores.approvals,
         turns=stores.turns,
@@ -265,6 +282,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         responses_router(doors, responses, pace),
         conversations_router(doors, conversations, pace),
         approvals_router(doors, approvals, pace),
+        grants_router(doors, grants),
         audit_router(
             doors,
             AuditService(
@@ -313,6 +331,7 @@ def make_stores(
     return Stores(
         turns=RedisTurnStore(commands, cipher),
         approvals=RedisApprovalStore(commands, cipher, fsync=fsync),
+        grants=RedisGrantStore(commands, cipher),
         log=RedisEventLog(commands, cipher),
         audit=RedisAuditStore(commands, cipher),
         jobs=RedisJobQueue(commands, consumer, lease=lease),

@@ -71,7 +71,9 @@ REQUIREMENTS: dict[str, Requirement] = {
         "the approvals API", "part", "decision with fingerprint, roles, expiry, deny on timeout"
     ),
     "APPR-7": Requirement("fingerprint and receipt"),
-    "APPR-8": Requirement("grants", "later"),
+    "APPR-8": Requirement(
+        "grants", "part", "grants, loop cap, budget, fatigue; not with a decision yet"
+    ),
     "APPR-9": Requirement("webhooks out"),
     "APPR-10": Requirement("console", "part", "sign-in, inbox, decide; no live updates"),
     "APPR-11": Requirement("every decision in a hash chain; read, verify, export"),
@@ -87,7 +89,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "STREAM-4": Requirement("graceful stop", "part", "running streams finish"),
     "AUTH-1": Requirement("API keys", "part", "no JWT yet"),
     "AUTH-2": Requirement("tenants are isolated"),
-    "LIMIT-1": Requirement("rate limits", "later"),
+    "LIMIT-1": Requirement("rate limits", "part", "token budget per chain"),
     "LIMIT-2": Requirement("Azure admission", "later"),
     "LIMIT-3": Requirement("bodies, headers, depth, tools and items are bounded"),
     "OPS-1": Requirement("health, metrics, JSON logs", "part", "no tracing yet"),

@@ -23,6 +23,9 @@ from typing_extensions import override
 
 from gateway.domain.ports import Meter
 
+_HASTY = 1.0
+"""Seconds below which nobody has read what was asked."""
+
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
@@ -72,6 +75,25 @@ class PrometheusMeter(Meter):
             "gateway_approvals",
             "Approval requests by what became of them.",
             ("server", "outcome"),
+            registry=self._registry,
+        )
+        self._dwell = Histogram(
+            "gateway_approval_dwell_seconds",
+            "Seconds from the question to a person's decision.",
+            ("server", "outcome"),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._hasty = Counter(
+            "gateway_approval_hasty",
+            "Decisions of people within a second.",
+            ("server",),
+            registry=self._registry,
+        )
+        self._grants = Counter(
+            "gateway_grants",
+            "What happened to grants.",
+            ("server", "event"),
             registry=self._registry,
         )
         self._repairs = Counter(
@@ -124,6 +146,9 @@ class PrometheusMeter(Meter):
     def _model(self, model: str) -> str:
         return model if model in self._models else "other"
 
+    def _server(self, server: str) -> str:
+        return server if server in self._servers else "other"
+
     @override
     def turn(
         self, *, upstream: str, model: str, status: str, streamed: bool, legs: int, seconds: float
@@ -145,8 +170,18 @@ class PrometheusMeter(Meter):
 
     @override
     def approval(self, *, server: str, outcome: str) -> None:
-        label = server if server in self._servers else "other"
-        self._child(self._approvals, label, outcome).inc()
+        self._child(self._approvals, self._server(server), outcome).inc()
+
+    @override
+    def decided(self, *, server: str, outcome: str, seconds: float) -> None:
+        label = self._server(server)
+        self._child(self._dwell, label, outcome).observe(max(seconds, 0.0))
+        if seconds < _HASTY:
+            self._child(self._hasty, label).inc()
+
+    @override
+    def grant(self, *, server: str, event: str) -> None:
+        self._child(self._grants, self._server(server), event).inc()
 
     @override
     def repaired(self, upstream: str) -> None:

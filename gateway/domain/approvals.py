@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import Literal
 
 from gateway.domain.calls import UNANNOTATED, Annotations
+from gateway.domain.grants import USUAL_TERMS, GrantTerms
 from gateway.domain.identity import Principal, Role
 from gateway.domain.registry import Trust
 from gateway.domain.terms import Escalation, OnTimeout, ReasonRequired
@@ -111,11 +112,13 @@ class Approval:
         description: What the tool says that it does, when its definition was known.
         rule_version: The hash of the rules that asked.
         by: Who answers: "approver", "caller" (the native flow), or "policy" (born decided).
+        grants: What people may grant instead of deciding each call; as it was when created.
+        suggest_grant: Whether people were asked the like so often that a grant would be better.
         created_at: Seconds since the epoch, by the store's clock; so are the other times.
         approvers: Those of the levels of escalation so far; `escalate` holds all levels.
         level: How often it was escalated.
         extensions: How often it was given more time.
-        decided_by: `subject:…`, `policy:<rule>` or `timeout`.
+        decided_by: `subject:…`, `grant:<id>`, `policy:<rule>` or `timeout`.
         votes: Subjects that approved so far.
         revision: The arguments that a person asked for instead, as JSON.
         history: What happened so far, the oldest first.
@@ -155,6 +158,8 @@ class Approval:
     reason_required: ReasonRequired = "never"
     level: int = 0
     extensions: int = 0
+    grants: GrantTerms = USUAL_TERMS
+    suggest_grant: bool = False
     created_at: float = 0.0
     expires_at: float = 0.0
     status: ApprovalStatus = ApprovalStatus.PENDING
@@ -240,14 +245,15 @@ def may_decide(approval: Approval, actor: Principal) -> str | None:
     """
     if approval.by == "caller":
         return None if actor.subject == approval.requester else "not_an_approver"
-    if approval.by == "policy" or not _is_approver(approval.approvers, actor):
+    if approval.by == "policy" or not is_approver(approval.approvers, actor):
         return "not_an_approver"
     mine = actor.subject == approval.requester
     mine = mine or (approval.end_user != "" and actor.subject == approval.end_user)
     return "self_approval" if mine and not approval.allow_self else None
 
 
-def _is_approver(approvers: Iterable[str], actor: Principal) -> bool:
+def is_approver(approvers: Iterable[str], actor: Principal) -> bool:
+    """Tell whether a principal is among `role:…`, `group:…` and `subject:…`."""
     names = {f"subject:{actor.subject}"}
     names.update(f"group:{group}" for group in actor.groups)
     names.update(f"role:{role}" for role in Role if actor.has(role))

@@ -44,9 +44,9 @@ class ChainFacts(msgspec.Struct, frozen=True):
         id: The response id of the chain's first turn; "" before it has one.
         saw_untrusted: A tool of an untrusted server has run in the chain (taint).
         saw_private: A tool that reads private data has run in the chain.
-        rounds: Legs in a row that went on without any person's decision or new input.
+        rounds: Answers in a row that no person gave (see `gateway.domain.loops`).
         tokens: Tokens of all legs so far.
-        denied: Names of denied calls (see `Call.name`), the newest last, at most 32.
+        denied: Names of denied calls (see `loops.call_name`), the newest last, at most 32.
     """
 
     id: str = ""

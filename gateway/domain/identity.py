@@ -26,11 +26,18 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds per tenant; `None` means unbounded (LIMIT-1)."""
+    """Bounds per tenant; `None` means unbounded (LIMIT-1).
+
+    Attributes:
+        max_auto_rounds: Most answers in a row that no person gave (APPR-8).
+        chain_token_budget: Most tokens of one chain, input and output of all its legs.
+    """
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent: int | None = None
+    max_auto_rounds: int = 10
+    chain_token_budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

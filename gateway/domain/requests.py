@@ -195,6 +195,11 @@ def item_of(value: Raw) -> Item:
     return Item(raw=value, type=head.kind, id=head.id)
 
 
+def item_role(item: Item) -> str | None:
+    """Read whose message an item is."""
+    return msgspec.json.decode(item.raw, type=ItemHead).role
+
+
 def without(document: Document, *keys: str) -> Document:
     """Copy a document without some keys."""
     return {key: value for key, value in document.items() if key not in keys}

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from gateway.domain.grants import USUAL_TERMS, GrantTerms
+
 OnTimeout = Literal["deny", "hold", "rewind"]
 ReasonRequired = Literal["never", "deny", "always"]
 
@@ -36,6 +38,7 @@ class ApprovalTerms:
         escalate: In the order of time.
         max_extensions: How often approvers may give themselves more time.
         reason_required: For which decisions a person must say why.
+        grants: What people may grant instead of deciding each call.
     """
 
     by: Literal["approver", "caller"] = "approver"
@@ -47,6 +50,7 @@ class ApprovalTerms:
     escalate: tuple[Escalation, ...] = ()
     max_extensions: int = 3
     reason_required: ReasonRequired = "never"
+    grants: GrantTerms = USUAL_TERMS
 
     @property
     def everyone(self) -> tuple[str, ...]:

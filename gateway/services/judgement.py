@@ -3,6 +3,7 @@
     not attached ─> deny      rules (and an engine beside them) ─> deny
     the caller's own ─> ask   not offered in this turn ─> deny
                               tightened by the caller ─> the caller decides
+                                                         a grant ─> allow
 
 Nothing later in the order makes an earlier deny laxer, and a doubt is never an allow (APPR-1).
 The same judge looks again just before an approved call is sent (APPR-7).
@@ -18,6 +19,7 @@ from gateway.domain.calls import Annotations, Call
 from gateway.domain.rules import Effect, RuleSet, Ruling
 from gateway.domain.tools import BY_CALLER, NOT_OFFERED, OWN_SERVER, UNKNOWN, Attachment, Tools
 from gateway.domain.turns import ApprovalRequest, TurnState
+from gateway.services.granted import Decision, Granted
 
 
 class Judge:
@@ -27,9 +29,10 @@ class Judge:
         active: Whether the key with an id still exists: what a revoked caller asked for never runs.
     """
 
-    def __init__(self, *, rules: RuleSet, active: Callable[[str], bool]) -> None:
+    def __init__(self, *, rules: RuleSet, active: Callable[[str], bool], granted: Granted) -> None:
         self._rules = rules
         self._active = active
+        self._granted = granted
 
     @property
     def rules(self) -> RuleSet:
@@ -56,8 +59,20 @@ class Judge:
             chain=state.facts,
         )
 
+    async def decide(self, call: Call, attachment: Attachment | None, approval_id: str) -> Decision:
+        """Decide a call for good: what an approver would be asked, a grant may answer (APPR-8).
+
+        The last step, once per approval, since it takes one use of the grant. A grant beats no
+        deny, no question to the caller, no doubt, and no caller that wants each call asked for.
+        """
+        ruling = await self.judge(call, attachment)
+        if ruling.effect is not Effect.ASK or ruling.approval.by != "approver":
+            return Decision(ruling)
+        tightened = attachment is not None and attachment.tightens(call.tool)
+        return await self._granted.decide(call, ruling, approval_id, closed=tightened)
+
     async def judge(self, call: Call, attachment: Attachment | None) -> Ruling:
-        """Decide a call."""
+        """Judge a call by all but the grants; changes nothing."""
         if attachment is None:
             return UNKNOWN
         if attachment.server is None:
@@ -98,6 +113,9 @@ class Judge:
         bound = approval.fingerprint == fingerprint_of(call, approval)
         if not bound or attachment is None or not self._active(state.key_id):
             return superseded(approval)
+        grant = granted_by(approval)
+        if grant and not await self._granted.stands(approval.tenant, grant):
+            return superseded(approval)
         ruling = await self.judge(call, attachment)
         others = ruling.effect is Effect.ASK and ruling.approval.by != "caller"
         if ruling.effect is Effect.DENY or (approval.by == "caller" and others):
@@ -122,6 +140,12 @@ def fingerprint_of(call: Call, approval: Approval) -> str:
         definition_hash=call.definition_hash,
         arguments=call.arguments,
     )
+
+
+def granted_by(approval: Approval) -> str:
+    """Name the grant that answered an approval; "" where none did."""
+    kind, _, name = (approval.decided_by or "").partition(":")
+    return name if kind == "grant" else ""
 
 
 def superseded(approval: Approval) -> Approval:

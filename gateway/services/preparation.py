@@ -24,9 +24,17 @@ from gateway.domain.history import (
     unpack,
 )
 from gateway.domain.identity import Tenant
+from gateway.domain.loops import check_budget
 from gateway.domain.ports import TurnHead, TurnStore
 from gateway.domain.registry import McpServer, Model, Route
-from gateway.domain.requests import ENCRYPTED_REASONING, CreateRequest, Item, item_of, without
+from gateway.domain.requests import (
+    ENCRYPTED_REASONING,
+    CreateRequest,
+    Item,
+    item_of,
+    item_role,
+    without,
+)
 from gateway.domain.tools import (
     Attachment,
     Tools,
@@ -101,6 +109,8 @@ class Preparation:
         refuse_smuggled_items(request.items)
         refuse_smuggled_fields(request.document)
         parent = await self._parent(caller, request, end_user)
+        facts = _inherited(parent, request.items)
+        check_budget(facts, tenant.limits)
         tools = attach(
             request.tools,
             tenant=tenant,
@@ -115,7 +125,7 @@ class Preparation:
             subject=caller.principal.subject,
             roles=sorted(caller.principal.roles),
             groups=sorted(caller.principal.groups),
-            facts=_inherited(parent),
+            facts=facts,
             key_id=caller.principal.key_id,
             end_user=end_user,
             upstream=route.upstream,
@@ -311,10 +321,15 @@ def _check_ended(head: TurnHead, request: CreateRequest, *, stateless: bool) -> 
         )
 
 
-def _inherited(parent: TurnHead | None) -> ChainFacts:
-    """Carry a chain's facts into its next turn; new input ends a row of automatic rounds."""
+def _inherited(parent: TurnHead | None, items: Sequence[Item]) -> ChainFacts:
+    """Carry a chain's facts into its next turn.
+
+    A message of the user ends a row of automatic rounds. Outputs of functions and answers to
+    approval requests do not: a program may be giving them, with nobody looking.
+    """
     facts = parent.facts if parent else NEW_CHAIN
-    return msgspec.structs.replace(facts, rounds=0)
+    spoke = any(item.type == "message" and item_role(item) == "user" for item in items)
+    return msgspec.structs.replace(facts, rounds=0) if spoke else facts
 
 
 def _has_guarded(items: Sequence[Item]) -> bool:

@@ -22,6 +22,7 @@ from gateway.domain.documents import NULL, Raw, raw
 from gateway.domain.errors import GatewayError, UpstreamDisconnected
 from gateway.domain.history import Kept
 from gateway.domain.identity import Tenant
+from gateway.domain.loops import after_answers, check_requests
 from gateway.domain.ports import ApprovalStore, Meter
 from gateway.domain.rules import Effect
 from gateway.domain.tools import Scrubber, Tools
@@ -38,9 +39,6 @@ from gateway.services.judgement import Judge, fingerprint_of
 
 logger = logging.getLogger("gateway.approvals")
 
-MAX_LEGS = 32
-"""Most upstream responses in one turn: a model that only ever asks again is stopped."""
-
 
 class ReceiptMismatch(GatewayError):
     """A tool ran that nobody approved, or not as it was approved (APPR-7)."""
@@ -48,14 +46,6 @@ class ReceiptMismatch(GatewayError):
     status_code = 502
     type = "upstream_error"
     default_code = "receipt_mismatch"
-
-
-class TooManyLegs(GatewayError):
-    """The turn asked for approvals too often."""
-
-    status_code = 502
-    type = "upstream_error"
-    default_code = "too_many_approval_rounds"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,7 +97,7 @@ class Settlement:
 
         Raises:
             ReceiptMismatch: A call came back that was not approved like that.
-            TooManyLegs: The turn has too many legs.
+            TooManyRounds, RepeatedDenial, ChainBudgetExceeded: The chain goes round and round.
             UpstreamDisconnected: An MCP item cannot be read, so nobody knows what it asks for.
         """
         try:
@@ -138,8 +128,8 @@ class Settlement:
         if result.status == "failed":
             return []
         requests = approval_requests(result.output)
-        if requests and state.legs >= MAX_LEGS:
-            raise TooManyLegs(f"The turn asked for approvals in {MAX_LEGS} responses.")
+        if requests:
+            check_requests(state.facts, requests, running.tenant.limits, legs=state.legs)
         return [await self._approval(running, request, result.id) for request in requests]
 
     def _check_receipts(self, running: Running, result: LegResult) -> None:
@@ -178,10 +168,15 @@ class Settlement:
     ) -> Approval:
         state = running.state
         call = await self._judge.call(state, running.tools, request)
-        ruling = await self._judge.judge(call, running.tools.attachment(call.server))
+        approval_id = new_approval_id()
+        decision = await self._judge.decide(
+            call, running.tools.attachment(call.server), approval_id
+        )
+        ruling, grant = decision.ruling, decision.grant
         terms = ruling.approval
+        asks = ruling.effect is Effect.ASK and grant is None
         approval = Approval(
-            id=new_approval_id(),
+            id=approval_id,
             tenant=state.tenant,
             batch_id=response_id,
             turn_id=state.turn_id,
@@ -202,7 +197,7 @@ class Settlement:
             rule=ruling.rule,
             rule_version=ruling.version,
             rule_reason=ruling.reason,
-            by=terms.by if ruling.effect is Effect.ASK else "policy",
+            by=terms.by if asks else "policy",
             approvers=terms.approvers,
             quorum=terms.quorum,
             allow_self=terms.allow_self,
@@ -211,10 +206,15 @@ class Settlement:
             escalate=terms.escalate,
             max_extensions=terms.max_extensions,
             reason_required=terms.reason_required,
+            grants=terms.grants,
+            suggest_grant=decision.suggest_grant,
         )
         approval = replace(approval, fingerprint=fingerprint_of(call, approval))
-        if ruling.effect is Effect.ASK:
+        if asks:
             return approval
+        if grant is not None:
+            decided_by = f"grant:{grant.id}"
+            return replace(approval, status=ApprovalStatus.APPROVED, decided_by=decided_by)
         allowed = ruling.effect is Effect.ALLOW
         return replace(
             approval,
@@ -252,7 +252,7 @@ class Settlement:
 
 
 def _learn(running: Running, result: LegResult) -> None:
-    """Carry on what is known of the chain: its id, its tokens, and whose tools have run in it."""
+    """Carry on what is known of the chain: id, tokens, whose tools have run, what was answered."""
     state = running.state
     tokens = msgspec.json.decode(result.response.get("usage", NULL), type=_Usage | None)
     facts = msgspec.structs.replace(
@@ -265,6 +265,8 @@ def _learn(running: Running, result: LegResult) -> None:
             label = msgspec.json.decode(item, type=_Call).server_label
             attachment = running.tools.attachment(label)
             facts = facts.after(attachment.server if attachment else None)
+    if running.batch is not None:
+        facts = after_answers(facts, running.batch.approvals)
     state.facts = facts
 
 

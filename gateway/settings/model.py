@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from typing_extensions import override
 
 from gateway.domain.addresses import Network
+from gateway.domain.grants import Fatigue
 from gateway.domain.identity import ApiKey, Limits, Role, Tenant
 from gateway.domain.registry import ApiKeyAuth, EntraAuth, McpServer, Model, Route, Trust, Upstream
 from gateway.domain.rules import Rule, RuleSet
@@ -227,12 +228,37 @@ class McpServerSettings(Section):
         )
 
 
+class FatigueSettings(Section):
+    """When people are asked too often; see `gateway.domain.grants.Fatigue` (APPR-8)."""
+
+    asks: Count = 20
+    window: Duration = 600.0
+    action: Literal["suggest", "deny"] = "suggest"
+
+    def to_domain(self) -> Fatigue:
+        """Make the domain object."""
+        return Fatigue(asks=self.asks, window=self.window, action=self.action)
+
+
+class ApprovalsSettings(Section):
+    """What holds for the approvals of all rules and tenants.
+
+    Attributes:
+        max_auto_rounds: Most answers in a row that no person gave; a tenant may have its own.
+    """
+
+    max_auto_rounds: Count = 10
+    fatigue: FatigueSettings = FatigueSettings()
+
+
 class LimitSettings(Section):
     """Bounds of a tenant (LIMIT-1); absent means unbounded."""
 
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
     concurrent: Count | None = None
+    max_auto_rounds: Count | None = None
+    chain_token_budget: Count | None = None
 
 
 class TenantSettings(Section):
@@ -246,8 +272,9 @@ class TenantSettings(Section):
     server_url_patterns: tuple[HostPattern, ...] = ()
     limits: LimitSettings = LimitSettings()
 
-    def to_domain(self) -> Tenant:
-        """Make the domain object."""
+    def to_domain(self, *, max_auto_rounds: int) -> Tenant:
+        """Make the domain object, with what holds where the tenant says nothing."""
+        bounds = {"max_auto_rounds": max_auto_rounds, **self.limits.model_dump(exclude_none=True)}
         return Tenant(
             id=self.id,
             stateless=self.stateless,
@@ -255,7 +282,7 @@ class TenantSettings(Section):
             ttl=int(self.ttl),
             mcp_servers=None if self.mcp_servers is None else frozenset(self.mcp_servers),
             server_url_patterns=self.server_url_patterns,
-            limits=Limits(**self.limits.model_dump()),
+            limits=Limits(**bounds),
         )
 
 
@@ -378,6 +405,7 @@ class Settings(BaseSettings):
     models: tuple[ModelSettings, ...] = ()
     mcp_servers: tuple[McpServerSettings, ...] = ()
     rules: tuple[RuleSettings, ...] = ()
+    approvals: ApprovalsSettings = ApprovalsSettings()
     tenants: tuple[TenantSettings, ...] = ()
     api_keys: tuple[ApiKeySettings, ...] = ()
     auth: AuthSettings = AuthSettings()
@@ -441,9 +469,10 @@ class Settings(BaseSettings):
 
     def to_tenants(self) -> tuple[Tenant, ...]:
         """Make the domain's tenants; without any section, each key's tenant has the defaults."""
-        if self.tenants:
-            return tuple(tenant.to_domain() for tenant in self.tenants)
-        return tuple(Tenant(id=name) for name in dict.fromkeys(key.tenant for key in self.api_keys))
+        names = dict.fromkeys(key.tenant for key in self.api_keys)
+        tenants = self.tenants or [TenantSettings(id=name) for name in names]
+        usual = self.approvals.max_auto_rounds
+        return tuple(tenant.to_domain(max_auto_rounds=usual) for tenant in tenants)
 
     def to_webhooks(self) -> tuple[WebhookEndpoint, ...]:
         """Make the domain's webhook endpoints; one without a secret is not served."""

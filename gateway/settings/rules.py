@@ -8,6 +8,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, mo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gateway.adapters.cel import compile_when
+from gateway.domain.grants import GrantTerms, Scope
 from gateway.domain.identity import Role
 from gateway.domain.registry import Trust
 from gateway.domain.rules import (
@@ -144,6 +145,33 @@ class EscalationSettings(Section):
         return Escalation(after=self.after, to=self.to)
 
 
+MaxScope = Literal["none", "once", "exact_args", "tool", "server"]
+
+
+class GrantSettings(Section):
+    """What people may grant; see `gateway.domain.grants.GrantTerms` (APPR-8)."""
+
+    max_scope: MaxScope = "exact_args"
+    max_scope_destructive: MaxScope = "exact_args"
+    max_ttl: Duration = 3600.0
+    max_uses: Count | None = None
+    with_quorum: bool = False
+
+    def to_domain(self) -> GrantTerms:
+        """Make the domain object."""
+        return GrantTerms(
+            max_scope=_scope(self.max_scope),
+            max_scope_destructive=_scope(self.max_scope_destructive),
+            max_ttl=self.max_ttl,
+            max_uses=self.max_uses,
+            with_quorum=self.with_quorum,
+        )
+
+
+def _scope(name: MaxScope) -> Scope | None:
+    return None if name == "none" else Scope(name)
+
+
 class ApprovalSettings(Section):
     """How a person decides; see `gateway.domain.terms.ApprovalTerms`."""
 
@@ -156,6 +184,7 @@ class ApprovalSettings(Section):
     escalate: tuple[EscalationSettings, ...] = ()
     max_extensions: int = Field(3, ge=0, le=100)
     reason_required: ReasonRequired = "never"
+    grants: GrantSettings = GrantSettings()
 
     @model_validator(mode="after")
     def _can_be_decided(self) -> Self:
@@ -186,6 +215,7 @@ class ApprovalSettings(Section):
             escalate=tuple(level.to_domain() for level in self.escalate),
             max_extensions=self.max_extensions,
             reason_required=self.reason_required,
+            grants=self.grants.to_domain(),
         )
 
 

@@ -336,6 +336,7 @@ def _show(approvals: ApprovalService, caller: Caller, approval: Approval) -> dic
         "by": approval.by,
         "approvers": list(approval.approvers),
         "quorum": {"need": approval.quorum, "have": len(approval.votes)},
+        "suggest_grant": approval.suggest_grant,
         "votes": list(approval.votes),
         "reason_required": approval.reason_required,
         "escalation": {

@@ -15,6 +15,12 @@
     gw:{tenant}:leases                    ZSET    claimed batches by the end of their lease
     gw:{tenant}:jobs                      STREAM  jobs to do now, with the group `workers`
     gw:{tenant}:jobs:later                ZSET    jobs to do later, by their time
+    gw:{tenant}:grant:<grant id>          HASH    a grant
+    gw:{tenant}:grants                    ZSET    grants by creation
+    gw:{tenant}:grants:for:<token>        ZSET    grants that answer the same calls, by their end
+    gw:{tenant}:grants:of:<token>         SET     grants of one chain
+    gw:{tenant}:grants:use:<approval id>  STRING  the grant that answered a question
+    gw:{tenant}:asks:<token>              ZSET    what people were asked of late, by asker and tool
     gw:{tenant}:evt:<event id>            HASH    an event for webhooks
     gw:{tenant}:audit                     STREAM  the audit's chain of entries
     gw:{tenant}:audit:new                 STREAM  what happened and is not in the chain yet
@@ -82,6 +88,11 @@ def batch(tenant: str, batch_id: str) -> bytes:
 def approvals(tenant: str) -> bytes:
     """Name the index of all approvals."""
     return prefix(tenant) + b"aprs"
+
+
+def grants(tenant: str) -> bytes:
+    """Name the index of all grants."""
+    return prefix(tenant) + b"grants"
 
 
 def jobs(tenant: str) -> bytes:
