@@ -31,6 +31,8 @@ from gateway.adapters.redis.wake import RedisWake
 from gateway.adapters.redis.webhooks import RedisOutbox, RedisWebhookStore
 from gateway.adapters.secrets import SecretResolver
 from gateway.adapters.webhook import HttpWebhookSender
+from gateway.console.playground import Playground, Suggestion
+from gateway.console.routes import Services as ConsoleServices
 from gateway.console.routes import console_router, take_back_cors
 from gateway.console.sessions import Sessions
 from gateway.domain.errors import GatewayError
@@ -235,7 +237,8 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     )
     await _start_deliveries(stack, deliverer, settings.server.grace_period)
 
-    doors = Doors(keys, tenants, bounds.max_depth)
+    sessions = Sessions(cipher, keys, tenants)
+    doors = Doors(keys, tenants, bounds.max_depth, sessions.holder)
     pace = Pace(heartbeat=settings.server.heartbeat, stall=settings.server.stall_timeout)
     turns = TurnService(
         preparation=preparation,
@@ -295,9 +298,26 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
                 store=stores.webhooks, directory=directory, messenger=messenger, sender=sender
             ),
         ),
-        console_router(doors, approvals, Sessions(cipher, doors.keys, tenants), stores.wake, pace),
+        console_router(
+            doors,
+            sessions,
+            pace,
+            ConsoleServices(
+                approvals=approvals, wake=stores.wake, playground=_playground(settings)
+            ),
+        ),
         health_router(health=health, lifecycle=life, metrics=meter.expose),
     ]
+
+
+def _playground(settings: Settings) -> Playground | None:
+    if not settings.console.playground:
+        return None
+    return Playground(
+        models=[model.name for model in settings.models],
+        servers=settings.to_mcp_servers(),
+        suggestions=[Suggestion(one.title, one.text) for one in settings.console.suggestions],
+    )
 
 
 async def _cipher(settings: Settings, secrets: SecretResolver) -> CipherRing:

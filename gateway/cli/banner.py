@@ -50,6 +50,7 @@ def _rows(shown: Shown) -> list[tuple[str, str]]:
     rows = [
         ("gateway", f"{shown.gateway}/v1"),
         ("console", f"{shown.gateway}{CONSOLE_PATH} (sign in with the approver key)"),
+        ("playground", f"{shown.gateway}{CONSOLE_PATH}/playground (try three things that work)"),
         ("provider", provider),
         ("MCP server", f"{shown.mcp} (demo, label github)"),
         ("Redis", shown.redis),

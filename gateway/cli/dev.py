@@ -263,14 +263,32 @@ def dev_settings(
         "rules": _RULES,
         "tenants": [{"id": "dev"}],
         "api_keys": [
-            _key_entry(state, "caller", "svc:dev"),
-            _key_entry(state, "approver", "user:you"),
+            _key_entry(state, "caller", "svc:dev", "caller"),
+            _key_entry(state, "approver", "user:you", "admin"),
         ],
+        "console": {
+            "playground": True,
+            "suggestions": _EMULATED if upstream["name"] == "emulator" else _REAL,
+        },
     }
     return Settings(**values)
 
 
-_ASK = {"approvers": ["role:approver"], "quorum": 1, "timeout": "30m"}
+_EMULATED = [
+    {"title": "Search: a rule allows it", "text": '/call github.search_issues {"query": "login"}'},
+    {
+        "title": "Create an issue: you decide",
+        "text": '/call github.create_issue {"title": "Say hello"}',
+    },
+    {"title": "What do you remember?", "text": "/recall"},
+]
+_REAL = [
+    {"title": "Say hello", "text": "Say hello in three languages."},
+    {"title": "Count", "text": "Count from one to twenty, a number a line."},
+    {"title": "What do you remember?", "text": "What did I ask before this?"},
+]
+_ASK = {"approvers": ["role:approver"], "quorum": 1, "timeout": "30m", "allow_self": True}
+"""Here one person tries both sides; elsewhere nobody decides their own requests."""
 _RULES: list[dict[str, Any]] = [
     {"id": "reads", "match": {"server": "github", "tool": "search_*"}, "effect": "allow"},
     {
@@ -296,11 +314,11 @@ _RULES: list[dict[str, Any]] = [
 ]
 
 
-def _key_entry(state: State, name: str, subject: str) -> dict[str, Any]:
+def _key_entry(state: State, name: str, subject: str, role: str) -> dict[str, Any]:
     return {
         "id": name,
         "tenant": "dev",
         "subject": subject,
-        "roles": [name],
+        "roles": [role],
         "hash": hash_key(state.api_key(name)),
     }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -19,6 +20,7 @@ from litestar.types import ExceptionHandlersMap
 from gateway.console.pages import Pages, redirect
 from gateway.console.sessions import COOKIE, NOTHING_SHOWN, Sessions, Ticket, Visitor
 from gateway.domain.errors import BadRequest, Forbidden, GatewayError
+from gateway.domain.identity import Role
 from gateway.web.doors import AnyRequest, Doors
 
 logger = logging.getLogger("gateway.console")
@@ -46,16 +48,37 @@ class SignedOut(Exception):
     """The request has no session."""
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A place of the console that the navigation shows.
+
+    Attributes:
+        roles: Any of them lets a visitor in; none means that everybody may enter.
+    """
+
+    name: str
+    path: str
+    title: str
+    roles: tuple[Role, ...] = ()
+
+    def admits(self, visitor: Visitor) -> bool:
+        """Tell whether the visitor may enter."""
+        principal = visitor.caller.principal
+        return not self.roles or any(principal.has(role) for role in self.roles)
+
+
 class Desk:
     """Lets visitors in, opens their forms, and writes their pages.
 
     Attributes:
         doors: The doors of the API, which read bodies within their bounds.
+        rooms: In the order of the navigation.
     """
 
-    def __init__(self, doors: Doors, sessions: Sessions) -> None:
+    def __init__(self, doors: Doors, sessions: Sessions, rooms: Sequence[Room]) -> None:
         self.doors = doors
         self.sessions = sessions
+        self.rooms = rooms
         self._pages = Pages()
 
     def visitor(self, request: AnyRequest) -> Visitor | None:
@@ -71,6 +94,19 @@ class Desk:
         visitor = self.visitor(request)
         if visitor is None:
             raise SignedOut
+        return visitor
+
+    def enter(self, request: AnyRequest, name: str) -> Visitor:
+        """Let a visitor into a room.
+
+        Raises:
+            SignedOut: Nobody is signed in.
+            Forbidden: The visitor lacks the role.
+        """
+        visitor = self.require(request)
+        room = next(room for room in self.rooms if room.name == name)
+        if not room.admits(visitor):
+            raise Forbidden(f"This needs the role '{room.roles[0].value}'.", code="missing_role")
         return visitor
 
     async def form(self, request: AnyRequest) -> dict[str, str]:
@@ -124,8 +160,9 @@ class Desk:
 
         Values named `room` mark the place in the navigation.
         """
-        shown = {"room": "", **values, "visitor": visitor}
+        shown = {"room": "", **values, "visitor": visitor, "rooms": []}
         if visitor is not None:
+            shown["rooms"] = [room for room in self.rooms if room.admits(visitor)]
             shown["sign_out"] = self.ticket(visitor, "sign-out")
         return self._pages.page(template, shown, status=status, headers=headers)
 

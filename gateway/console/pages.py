@@ -28,9 +28,6 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-ROOMS = (("inbox", "/console", "Inbox"),)
-"""Name, address and title of each room, in the order of the navigation."""
-
 _KEPT = {"cache-control": "public, max-age=31536000, immutable"}
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -52,7 +49,7 @@ class Pages:
         )
         self._templates.filters.update(pieces=_markup, plain=_plain, moment=_moment)
         self._templates.globals.update(
-            assets={name.partition(".")[0]: name for name in self._assets}, rooms=ROOMS
+            assets={name.partition(".")[0]: name for name in self._assets}
         )
 
     def page(

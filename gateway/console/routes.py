@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from litestar import Router, get
 from litestar.params import FromPath
 from litestar.types import Message, Scope
 
 from gateway.console.approval import approval_room
-from gateway.console.desk import PATH, Desk, Page, error_handlers
+from gateway.console.desk import PATH, Desk, Page, Room, error_handlers
 from gateway.console.entry import entry
 from gateway.console.inbox import inbox
 from gateway.console.live import live
+from gateway.console.playground import Playground, playground
 from gateway.console.sessions import Sessions
 from gateway.domain.errors import NotFound
+from gateway.domain.identity import Role
 from gateway.domain.ports import Wake
 from gateway.services.approvals import ApprovalService
 from gateway.web.answers import Pace
 from gateway.web.doors import Doors
 
 _LARGEST_FORM = 64 * 1024
+_INBOX = Room("inbox", PATH, "Inbox")
+_PLAYGROUND = Room("playground", f"{PATH}/playground", "Playground", (Role.CALLER,))
 
 
-def console_router(
-    doors: Doors, approvals: ApprovalService, sessions: Sessions, wake: Wake, pace: Pace
-) -> Router:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the console shows.
+
+    Attributes:
+        playground: `None` where it is not allowed.
+    """
+
+    approvals: ApprovalService
+    wake: Wake
+    playground: Playground | None = None
+
+
+def console_router(doors: Doors, sessions: Sessions, pace: Pace, services: Services) -> Router:
     """The doors to the console, under `/console`."""
-    desk = Desk(doors, sessions)
+    rooms = [_INBOX]
+    if services.playground is not None:
+        rooms.append(_PLAYGROUND)
+    desk = Desk(doors, sessions, rooms)
 
     @get("/static/{name:str}", sync_to_thread=False)
     def asset(name: FromPath[str]) -> Page:
@@ -40,13 +60,15 @@ def console_router(
         """Any other address."""
         raise NotFound("This address does not exist.")
 
+    chat = playground(desk, services.playground) if services.playground is not None else []
     return Router(
         path=PATH,
         route_handlers=[
             *entry(desk),
-            *inbox(desk, approvals),
-            *approval_room(desk, approvals),
-            *live(desk, wake, pace),
+            *inbox(desk, services.approvals),
+            *approval_room(desk, services.approvals),
+            *live(desk, services.wake, pace),
+            *chat,
             asset,
             nothing,
         ],

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgspec
 
 from gateway.domain.errors import Undecipherable
-from gateway.domain.identity import ApiKey, KeyRing, Role, Tenant
+from gateway.domain.identity import ApiKey, KeyRing, Principal, Tenant
 from gateway.domain.ports import Cipher
 from gateway.services.callers import Caller
 
@@ -24,14 +24,14 @@ COOKIE = "__Host-gateway"
 LIFETIME = 8 * 3600
 """Seconds that a session lasts."""
 
+PASS_LIFETIME = 900
+"""Seconds that a pass opens the API."""
+
+_PASS = "gwp_"  # noqa: S105  # what a pass begins with
 _SKEW = 60
 """Seconds by which another replica's clock may be ahead."""
 
 _ATTRIBUTES = "Path=/; Secure; HttpOnly; SameSite=Strict"
-
-
-ROOMS: Mapping[str, tuple[Role, ...]] = {"inbox": ()}
-"""Each room, and the roles of which one is needed; none means that everybody may."""
 
 
 class _Session(msgspec.Struct, array_like=True, frozen=True):
@@ -60,15 +60,6 @@ class Visitor:
 
     caller: Caller
     session: str
-
-    @property
-    def rooms(self) -> frozenset[str]:
-        """The rooms of the console that the visitor may enter."""
-        return frozenset(
-            room
-            for room, roles in ROOMS.items()
-            if not roles or any(self.caller.principal.has(role) for role in roles)
-        )
 
 
 class Sessions:
@@ -102,14 +93,10 @@ class Sessions:
 
     def visitor(self, cookie: str | None) -> Visitor | None:
         """Return who a cookie is of; `None` when it is not ours, too old, or its key is gone."""
-        plain = self._open(cookie or "", "", "session", "")
-        if plain is None:
+        found = self._session(cookie or "", "session", LIFETIME)
+        if found is None:
             return None
-        session = msgspec.msgpack.decode(plain, type=_Session)
-        age = self._clock() - session.issued
-        entry = self._keys.entry(session.key_id)
-        if entry is None or _mark(entry) != session.mark or not -_SKEW <= age < LIFETIME:
-            return None
+        session, entry = found
         tenant = self._tenants.get(entry.tenant)
         if tenant is None:
             return None
@@ -119,6 +106,36 @@ class Sessions:
             request_id="greq_" + secrets.token_hex(12),
         )
         return Visitor(caller, session.nonce)
+
+    def issue_pass(self, visitor: Visitor) -> str:
+        """Return a credential that opens the API for the visitor, for a quarter of an hour.
+
+        Pages of the console that call the API like any frontend send it; it is in no cookie, so
+        no other site can make a browser send it.
+        """
+        key_id = visitor.caller.principal.key_id
+        entry = self._keys.entry(key_id)
+        mark = _mark(entry) if entry else ""
+        session = _Session(key_id, mark, self._clock(), visitor.session)
+        return _PASS + self._seal(msgspec.msgpack.encode(session), "", "pass", "")
+
+    def holder(self, presented: str) -> Principal | None:
+        """Return whose pass it is; `None` when it is no pass, too old, or its key is gone."""
+        if not presented.startswith(_PASS):
+            return None
+        found = self._session(presented.removeprefix(_PASS), "pass", PASS_LIFETIME)
+        return None if found is None else found[1].principal
+
+    def _session(self, text: str, kind: str, lifetime: float) -> tuple[_Session, ApiKey] | None:
+        plain = self._open(text, "", kind, "")
+        if plain is None:
+            return None
+        session = msgspec.msgpack.decode(plain, type=_Session)
+        age = self._clock() - session.issued
+        entry = self._keys.entry(session.key_id)
+        if entry is None or _mark(entry) != session.mark or not -_SKEW <= age < lifetime:
+            return None
+        return session, entry
 
     def ticket(self, visitor: Visitor, purpose: str, shown: Ticket) -> str:
         """Seal what a visitor was shown; it opens in this session and for this purpose only."""

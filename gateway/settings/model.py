@@ -384,6 +384,25 @@ class AuditSettings(Section):
     checkpoint_entries: Count = 1000
 
 
+class SuggestionSettings(Section):
+    """Something to try in the playground: what the button says, and what is sent."""
+
+    title: Name
+    text: Name
+
+
+class ConsoleSettings(Section):
+    """The console in the browser (APPR-10).
+
+    Attributes:
+        playground: Whether who signs in with the role `caller` may chat there, as themselves.
+        suggestions: What the playground offers to try.
+    """
+
+    playground: bool = False
+    suggestions: tuple[SuggestionSettings, ...] = ()
+
+
 class Settings(BaseSettings):
     """The whole configuration.
 
@@ -412,6 +431,7 @@ class Settings(BaseSettings):
     webhooks: tuple[WebhookSettings, ...] = ()
     audit: AuditSettings = AuditSettings()
     webhook_delivery: WebhookDeliverySettings = WebhookDeliverySettings()
+    console: ConsoleSettings = ConsoleSettings()
 
     @classmethod
     @override
