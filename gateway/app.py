@@ -54,6 +54,7 @@ from gateway.services.pipe import Pipe
 from gateway.services.preparation import Catalog, Preparation
 from gateway.services.records import Records
 from gateway.services.redaction import RedactingUpstreams
+from gateway.services.refusals import Refusals
 from gateway.services.responses import ResponseService
 from gateway.services.settlement import Settlement
 from gateway.services.turns import EARLY, TurnService
@@ -153,6 +154,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     meter = PrometheusMeter(models=models, servers=servers)
     health = Health(stores.probe)
     lease = settings.server.lease
+    refusals = Refusals(stores.audit)
 
     following = Following(log=stores.log, turns=stores.turns, wake=stores.wake)
     records = Records(turns=stores.turns, approvals=stores.approvals, following=following)
@@ -165,7 +167,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     )
     preparation = Preparation(
         turns=stores.turns,
-        answers=NativeAnswers(stores.approvals, lease=lease),
+        answers=NativeAnswers(stores.approvals, refusals=refusals, lease=lease),
         catalog=catalog,
         judge=judge,
     )
@@ -217,6 +219,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         signer=cipher,
         meter=meter,
         tenants=tenants,
+        policy=rules,
         terms=AuditTerms(
             retention=settings.audit.retention,
             checkpoint_interval=settings.audit.checkpoint_interval,
@@ -279,6 +282,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         wake=stores.wake,
         meter=meter,
         drained=life.drained,
+        refusals=refusals,
     )
     return [
         create_router(doors, turns, pace),

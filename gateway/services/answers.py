@@ -37,6 +37,7 @@ from gateway.domain.history import approval_request, approval_response
 from gateway.domain.ports import ApprovalStore, TurnHead, VoteProblem
 from gateway.domain.requests import ApprovalResponse, Item
 from gateway.services.callers import Caller
+from gateway.services.refusals import Refusals
 
 LEASE = 30.0
 """Seconds that a claim on a continuation holds without being renewed."""
@@ -223,7 +224,10 @@ def _called(item: Raw) -> str | None:
 class NativeAnswers:
     """Reads the answers in a request's input."""
 
-    def __init__(self, approvals: ApprovalStore, *, lease: float = LEASE) -> None:
+    def __init__(
+        self, approvals: ApprovalStore, *, refusals: Refusals, lease: float = LEASE
+    ) -> None:
+        self._refusals = refusals
         self._approvals = approvals
         self._lease = lease
 
@@ -246,6 +250,20 @@ class NativeAnswers:
             if parent is not None and parent.batch:
                 await self._refuse_open(tenant, parent.batch)
             return None
+        asked = [response.approval_request_id[:100] for response in given[:10]]
+        async with self._refusals.noted(
+            caller, "", NotFound, BadRequest, approval_request_ids=asked
+        ):
+            return await self._take(caller, given, parent, end_user)
+
+    async def _take(
+        self,
+        caller: Caller,
+        given: Sequence[ApprovalResponse],
+        parent: TurnHead | None,
+        end_user: str,
+    ) -> Answers:
+        tenant = caller.tenant.id
         known = await self._approvals.by_request(
             tenant, [response.approval_request_id for response in given]
         )

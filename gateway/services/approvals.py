@@ -39,6 +39,7 @@ from gateway.services.answers import reason_required, refusal, vote_error
 from gateway.services.callers import Caller, owned, response_not_found
 from gateway.services.failpoints import Point, reached
 from gateway.services.following import LOOK_AGAIN
+from gateway.services.refusals import Refusals, refusals_noted
 
 logger = logging.getLogger("gateway.approvals")
 
@@ -93,7 +94,9 @@ class ApprovalService:
         wake: Wake,
         meter: Meter,
         drained: asyncio.Event,
+        refusals: Refusals,
     ) -> None:
+        self.refusals = refusals
         self._turns = turns
         self._wake = wake
         self._drained = drained
@@ -173,6 +176,7 @@ class ApprovalService:
         """Tell whether the caller may decide the approval now."""
         return approval.status == "pending" and may_decide(approval, caller.principal) is None
 
+    @refusals_noted
     async def decide(
         self,
         caller: Caller,
@@ -233,7 +237,8 @@ class ApprovalService:
     async def _decide_one_of_many(
         self, caller: Caller, decision: Decision, key: str | None
     ) -> Approval:
-        approval = await self._decidable(caller, decision.id)
+        async with self.refusals.noted(caller, decision.id, tried="decide"):
+            approval = await self._decidable(caller, decision.id)
         if decision.verdict is Verdict.APPROVE and not decided_with_others(approval):
             raise Unprocessable(
                 "This call must be approved by itself: several people decide it, or the tool may "
@@ -251,6 +256,7 @@ class ApprovalService:
             once=None if key is None else Once(key, repr(decision).encode()),
         )
 
+    @refusals_noted
     async def extend(
         self, caller: Caller, approval_id: str, *, seconds: float | None, version: int | None
     ) -> Approval:
@@ -272,6 +278,7 @@ class ApprovalService:
         )
         return self._changed(caller, approval_id, result, "extended")
 
+    @refusals_noted
     async def escalate(self, caller: Caller, approval_id: str, *, version: int | None) -> Approval:
         """Ask the next approvers of the rule now, whom time would have added later.
 
@@ -286,6 +293,7 @@ class ApprovalService:
         )
         return self._changed(caller, approval_id, result, "escalated")
 
+    @refusals_noted
     async def cancel(
         self, caller: Caller, approval_id: str, *, reason: str | None, version: int | None
     ) -> Approval:

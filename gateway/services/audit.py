@@ -28,6 +28,7 @@ from gateway.domain.audit import (
 )
 from gateway.domain.errors import BadRequest, GatewayError, NotFound, Undecipherable
 from gateway.domain.ports import ApprovalStore, AuditState, AuditStore, Meter, Signer
+from gateway.domain.rules import RuleSet
 from gateway.services.callers import Caller
 
 logger = logging.getLogger("gateway.audit")
@@ -67,8 +68,11 @@ class Chainer:
         signer: Signer,
         meter: Meter,
         tenants: Collection[str],
+        policy: RuleSet,
         terms: AuditTerms,
     ) -> None:
+        self._policy = policy
+        self._announced = False
         self._store = store
         self._signer = signer
         self._meter = meter
@@ -88,6 +92,7 @@ class Chainer:
 
     async def _look(self, *, ending: bool = False) -> None:
         try:
+            await self._announce()
             lags = await self._store.lags(self._tenants)
         except GatewayError as exc:
             logger.warning("the audit cannot be chained", extra={"code": exc.code})
@@ -105,6 +110,22 @@ class Chainer:
             self._next_prune = now + _PRUNE_EVERY
             for tenant in self._tenants:
                 await self._guarded(tenant, self.prune(tenant))
+
+    async def _announce(self) -> None:
+        """Note the rules that this replica decides by, where they are not those noted last."""
+        if self._announced:
+            return
+        version = self._policy.version
+        modes = [
+            {"rule": rule.id, "effect": rule.effect.value, "mode": rule.mode}
+            for rule in self._policy.rules
+        ]
+        detail = {"version": version, "rules": modes}
+        for tenant in self._tenants:
+            await self._store.note(
+                tenant, "policy.loaded", actor="gateway", detail=detail, once=version
+            )
+        self._announced = True
 
     async def _guarded(self, tenant: str, work: Any) -> None:
         try:

@@ -148,6 +148,7 @@ class Pipe:
         """Write `dispatched` before the request leaves: it is sent at most once (APPR-5)."""
         batch = running.batch
         running.dispatched = False
+        running.upstream_request = ""
         if batch is None:
             return
         reached(Point.BEFORE_DISPATCH)
@@ -351,6 +352,7 @@ class Pipe:
             fence=batch.fence,
             status=status,
             next_response_id=next_id,
+            upstream_request=running.upstream_request,
         )
 
     async def failed(self, running: Running, error: GatewayError) -> None:

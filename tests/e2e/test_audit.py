@@ -33,6 +33,7 @@ async def test_a_decision_is_told_with_rule_actor_fingerprint_and_outcome(stack:
         await settled(gateway, held["id"])
         entries = await audit(gateway)
         assert [entry["event"] for entry in entries] == [
+            "policy.loaded",
             "approval.requested",
             "approval.voted",
             "approval.resolved",
@@ -40,7 +41,7 @@ async def test_a_decision_is_told_with_rule_actor_fingerprint_and_outcome(stack:
             "continuation.dispatched",
             "continuation.completed",
         ]
-        resolved = entries[2]
+        resolved = entries[3]
         assert resolved["actor"] == "subject:user:ann"
         assert resolved["outcome"] == "approved"
         assert resolved["rule"] == "writes"
@@ -49,5 +50,5 @@ async def test_a_decision_is_told_with_rule_actor_fingerprint_and_outcome(stack:
         assert resolved["requester"] == "subject:svc:caller"
         assert word not in json.dumps(entries)
         found = await verified(gateway)
-        assert (found["ok"], found["entries"], found["last"]) == (True, 6, 6)
+        assert (found["ok"], found["entries"], found["last"]) == (True, 7, 7)
         assert found["head_hash"] == entries[-1]["hash"]
