@@ -23,6 +23,7 @@ from gateway.adapters.redis.approvals import RedisApprovalStore
 from gateway.adapters.redis.audit import RedisAuditStore
 from gateway.adapters.redis.client import Client, open_clients
 from gateway.adapters.redis.event_log import RedisEventLog
+from gateway.adapters.redis.fleet import RedisFleet
 from gateway.adapters.redis.grants import RedisGrantStore
 from gateway.adapters.redis.jobs import RedisJobQueue
 from gateway.adapters.redis.probe import RedisProbe
@@ -44,6 +45,7 @@ from gateway.services.approvals import ApprovalService
 from gateway.services.audit import AuditService, AuditTerms, Chainer
 from gateway.services.continuations import Continuations, Sweeper
 from gateway.services.conversations import ConversationService
+from gateway.services.endings import Endings
 from gateway.services.following import Following
 from gateway.services.granted import Granted
 from gateway.services.grants import Grants
@@ -56,6 +58,7 @@ from gateway.services.records import Records
 from gateway.services.redaction import RedactingUpstreams
 from gateway.services.refusals import Refusals
 from gateway.services.responses import ResponseService
+from gateway.services.resumption import Resumption
 from gateway.services.settlement import Settlement
 from gateway.services.turns import EARLY, TurnService
 from gateway.services.webhook_endpoints import WebhookEndpoints
@@ -69,7 +72,12 @@ from gateway.web.doors import Doors
 from gateway.web.errors import on_exception, on_gateway_error, on_http_error
 from gateway.web.grants import grants_router
 from gateway.web.health import health_router
-from gateway.web.responses import conversations_router, create_router, responses_router
+from gateway.web.responses import (
+    conversations_router,
+    create_router,
+    responses_router,
+    resumption_router,
+)
 from gateway.web.webhooks import webhooks_router
 
 logger = logging.getLogger("gateway")
@@ -89,6 +97,7 @@ class Stores:
     log: RedisEventLog
     jobs: RedisJobQueue
     audit: RedisAuditStore
+    fleet: RedisFleet
     outbox: RedisOutbox
     webhooks: RedisWebhookStore
     wake: RedisWake
@@ -156,7 +165,10 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     lease = settings.server.lease
     refusals = Refusals(stores.audit)
 
-    following = Following(log=stores.log, turns=stores.turns, wake=stores.wake)
+    following = Following(log=stores.log, turns=stores.turns, wake=stores.wake, lifecycle=life)
+    endings = Endings(
+        turns=stores.turns, log=stores.log, following=following, meter=meter, tenants=tenants
+    )
     records = Records(turns=stores.turns, approvals=stores.approvals, following=following)
     keys = KeyRing(settings.to_api_keys())
     granted = Granted(
@@ -178,20 +190,26 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         settlement=settlement,
         turns=stores.turns,
         approvals=stores.approvals,
+        jobs=stores.jobs,
+        outbox=stores.outbox,
         meter=meter,
         lease=lease,
+        version=settings.version,
     )
     continuations = Continuations(
         approvals=stores.approvals,
         turns=stores.turns,
         log=stores.log,
         jobs=stores.jobs,
-        records=records,
+        fleet=stores.fleet,
+        outbox=stores.outbox,
         following=following,
+        endings=endings,
         pipe=pipe,
         settlement=settlement,
         servers=servers,
         tenants=tenants,
+        version=settings.version,
         lease=lease,
     )
     directory = Directory(
@@ -208,6 +226,9 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     worker = Worker(
         jobs=stores.jobs,
         wake=stores.wake,
+        fleet=stores.fleet,
+        version=settings.version,
+        lease=lease,
         continuations=continuations,
         webhooks=FanOut(store=stores.webhooks, directory=directory, approvals=stores.approvals),
         sweeper=Sweeper(stores.approvals, meter),
@@ -226,7 +247,9 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
             checkpoint_entries=settings.audit.checkpoint_entries,
         ),
     )
-    await _start(stack, health, stores.wake, worker, chainer, settings.server.grace_period)
+    await _start(
+        stack, health, stores.wake, worker, chainer, life.drained, settings.server.grace_period
+    )
     deliverer = Deliverer(
         store=stores.webhooks,
         directory=directory,
@@ -266,6 +289,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         catalog=catalog,
         bounds=bounds,
     )
+    resumption = Resumption(turns=stores.turns, approvals=stores.approvals, records=records)
     conversations = ConversationService(
         turns=stores.turns, upstream=upstream, catalog=catalog, bounds=bounds
     )
@@ -287,6 +311,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     return [
         create_router(doors, turns, pace),
         responses_router(doors, responses, pace),
+        resumption_router(doors, resumption, pace),
         conversations_router(doors, conversations, pace),
         approvals_router(doors, approvals, pace),
         grants_router(doors, grants),
@@ -359,6 +384,7 @@ def make_stores(
         log=RedisEventLog(commands, cipher),
         audit=RedisAuditStore(commands, cipher),
         jobs=RedisJobQueue(commands, consumer, lease=lease),
+        fleet=RedisFleet(commands),
         outbox=RedisOutbox(commands, cipher),
         webhooks=RedisWebhookStore(commands, cipher),
         wake=RedisWake(pubsub),
@@ -372,17 +398,18 @@ async def _start(
     wake: RedisWake,
     worker: Worker,
     chainer: Chainer,
+    drained: asyncio.Event,
     grace: float,
 ) -> None:
     """Start what runs beside the requests; at the end, jobs that were begun may finish."""
-    stop, worked = asyncio.Event(), asyncio.Event()
+    worked = asyncio.Event()
     group = await stack.enter_async_context(asyncio.TaskGroup())
     endless = [group.create_task(health.run()), group.create_task(wake.run())]
-    work = group.create_task(worker.run(stop))
+    work = group.create_task(worker.run(drained))
     chain = group.create_task(chainer.run(worked))
 
     async def end() -> None:
-        stop.set()
+        drained.set()
         await asyncio.wait({work}, timeout=grace)
         worked.set()  # the last jobs leave something to chain
         await asyncio.wait({chain}, timeout=_LAST_CHAINING)

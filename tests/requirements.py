@@ -66,7 +66,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "APPR-2": Requirement("one response to the caller, whatever the legs"),
     "APPR-3": Requirement("the stream stays open with comments; JSON is pending"),
     "APPR-4": Requirement("durable holds", "part", "any replica goes on; failover suite later"),
-    "APPR-5": Requirement("at most once", "part", "fenced dispatch; retry and rewind later"),
+    "APPR-5": Requirement("at most once; what is lost is retried or rewound"),
     "APPR-6": Requirement(
         "the approvals API", "part", "decision with fingerprint, roles, expiry, deny on timeout"
     ),

@@ -15,11 +15,15 @@ from gateway.domain.documents import NULL, Raw, encode, parse_document, raw
 from gateway.domain.errors import Forbidden, NotFound
 from gateway.domain.requests import Item, item_of
 
-Origin = Literal["in", "out", "gw"]
+Origin = Literal["in", "out", "gw", "lost"]
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """One item of a turn: who made it (caller, upstream, gateway), and the item as it came."""
+    """One item of a turn: who made it (caller, upstream, gateway), and the item as it came.
+
+    A `lost` item is one of a leg that broke off and was sent again: its caller has seen it, so it
+    is shown, and no upstream's chain holds it, so it is never replayed.
+    """
 
     o: Origin
     i: Raw
@@ -63,6 +67,8 @@ def replay(turns: Iterable[Sequence[Kept]], new: Sequence[Item]) -> list[Raw]:
     history: list[Raw] = []
     for turn in turns:
         for item in turn:
+            if item.o == "lost":
+                continue
             head = _ids.decode(item.i)
             if head.id in own or (head.type == "reasoning" and not head.encrypted_content):
                 continue

@@ -39,6 +39,7 @@ class TurnHead:
         batch: Id of the open approval batch, or "".
         served: Whether the gateway's record is the response; else the upstream is asked for it.
         facts: What is known of the chain up to this turn.
+        code: The code of the error that ended a held or locked turn, or "".
     """
 
     id: str
@@ -55,6 +56,7 @@ class TurnHead:
     batch: str = ""
     served: bool = False
     facts: ChainFacts = NEW_CHAIN
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,10 +346,12 @@ class ApprovalStore(Protocol):
         status: BatchStatus,
         next_response_id: str | None = None,
         upstream_request: str = "",
+        delay: float = 0.0,
     ) -> bool:
         """End a claim as `done`, `failed` or `indeterminate`, or give it back as `ready`.
 
-        `ready` is for a continuation of which nothing ran: it may be claimed once more.
+        `ready` is for a continuation of which nothing ran: it may be claimed once more, and its
+        job comes after `delay` seconds.
         `upstream_request` is the upstream's own id of the request that was sent, for the audit.
         """
         ...
@@ -361,6 +365,8 @@ class ApprovalStore(Protocol):
 
     async def retry(self, tenant: str, batch_id: str, *, by: str) -> bool:
         """Send the answers of an `indeterminate` batch once more: `ready`, with a new job.
+
+        Where the caller itself answered there is no job: it sends its answers again.
 
         What the first request ran may run again. So the gateway does this by itself only where
         every approved tool bears it, else for a person who was told (APPR-5).
@@ -381,7 +387,7 @@ class ApprovalStore(Protocol):
         whoever takes it finds the batch abandoned and ends the turn.
 
         Args:
-            by: `subject:…`.
+            by: `subject:…`, or `timeout` where nobody chose in time.
 
         Returns:
             False when the batch is past that.
@@ -475,9 +481,12 @@ class Job:
     Attributes:
         kind: "continue" (subject = batch id) or "webhook" (subject = approval id, unless
             the event was emitted).
-        event: For webhooks, one of `webhooks.EVENTS`.
+        event: For webhooks, one of `webhooks.EVENTS`. For continuations, what to do with a batch
+            that is in doubt: "retry" or "give_up", if `attempt` is its fence; or "look" at what
+            has become of it. "" goes on with a decided one.
         event_id: Constant over repeats; the `webhook-id`.
         occurred_at: Seconds since the epoch, by the store's clock.
+        target: For "look", the turn.
         attempt: 0 for the first try.
     """
 
@@ -488,6 +497,7 @@ class Job:
     event: str = ""
     event_id: str = ""
     occurred_at: float = 0.0
+    target: str = ""
     attempt: int = 0
 
 
@@ -500,6 +510,10 @@ class JobQueue(Protocol):
 
     async def done(self, job: Job) -> None:
         """Remove a job."""
+        ...
+
+    async def extend(self, job: Job) -> bool:
+        """Keep a job for another lease; false when another worker has it by now."""
         ...
 
     async def add(self, job: Job, *, delay: float = 0.0) -> None:
@@ -646,6 +660,22 @@ class WebhookStore(Protocol):
 
     async def remove(self, tenant: str, endpoint_id: str) -> bool:
         """Remove an endpoint of the API and its deliveries."""
+        ...
+
+
+class Fleet(Protocol):
+    """Which versions of the rules and servers the live replicas have (APPR-4)."""
+
+    async def announce(self, version: str) -> None:
+        """Say that this replica lives and has the version; to be said again every few seconds."""
+        ...
+
+    async def has(self, version: str) -> bool:
+        """Tell whether any live replica has the version."""
+        ...
+
+    async def leave(self) -> None:
+        """Say that this replica takes no more work."""
         ...
 
 

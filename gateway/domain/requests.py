@@ -95,7 +95,7 @@ def parse_create(document: Document, bounds: Bounds) -> CreateRequest:
         BadRequest: A field that the gateway acts on has a wrong type or exceeds a bound.
     """
     previous = decode_field(document, "previous_response_id", str)
-    conversation = _conversation(document)
+    conversation = conversation_of(document)
     if previous is not None and conversation is not None:
         raise BadRequest(
             "Mutually exclusive parameters: 'previous_response_id' and 'conversation'. "
@@ -124,7 +124,8 @@ def parse_create(document: Document, bounds: Bounds) -> CreateRequest:
     )
 
 
-def _conversation(document: Document) -> str | None:
+def conversation_of(document: Document) -> str | None:
+    """Read the conversation that a request continues: its id, or an object with it."""
     value: Any = decode_field(document, "conversation", str | Document)  # type: ignore[arg-type]
     if isinstance(value, dict):
         return decode_field(value, "id", str, param="conversation.id")

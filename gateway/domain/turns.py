@@ -60,6 +60,7 @@ class TurnState(msgspec.Struct):
         started_at: Seconds since the epoch.
         headers: The caller's headers that go to the upstream.
         request_id: The gateway's own id of the caller's request.
+        version: Of the rules and servers under which the turn was held, or "".
     """
 
     tenant: str
@@ -92,11 +93,12 @@ class TurnState(msgspec.Struct):
     started_at: float = 0.0
     headers: dict[str, str] = {}
     request_id: str = ""
+    version: str = ""
 
     @property
     def output(self) -> list[Raw]:
         """The upstream's items of all legs so far, in order."""
-        return [item.i for item in self.items if item.o == "out"]
+        return [item.i for item in self.items if item.o in ("out", "lost")]
 
 
 class View:

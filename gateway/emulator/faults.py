@@ -12,7 +12,8 @@
 
 The header wins over the text, and works on every endpoint for the faults before the first byte.
 `KIND times=N` happens only to the first N requests with the same header or the same text, so that
-a retry can succeed.
+a retry can succeed. `KIND on=approval` in the text happens only to requests that answer approvals,
+also where the text itself is in the chain and not in the request.
 """
 
 import re
@@ -25,7 +26,10 @@ from gateway.emulator.errors import ApiError
 from gateway.emulator.script import Kind, parse_commands
 
 HEADER = "x-emulator-fault"
-_SPEC = re.compile(r"(?P<kind>\w+)(?::(?P<amount>[\d.]+))?(?:[ ;]+times=(?P<times>\d+))?")
+_SPEC = re.compile(
+    r"(?P<kind>\w+)(?::(?P<amount>[\d.]+))?(?:[ ;]+on=(?P<on>approval))?"
+    r"(?:[ ;]+times=(?P<times>\d+))?"
+)
 
 
 class FaultKind(Enum):
@@ -67,16 +71,20 @@ class FaultDesk:
         """Return the fault that the header asks for."""
         return self._read(value or "", key=value or "")
 
-    def from_text(self, text: str) -> Fault | None:
-        """Return the fault that a user's message asks for."""
+    def from_text(self, text: str, *, answered: bool = False) -> Fault | None:
+        """Return the fault that a user's message asks for.
+
+        Args:
+            answered: The message is an earlier one, and the request answers approvals of its turn.
+        """
         for command in parse_commands(text):
             if command.kind is Kind.FAULT:
-                return self._read(command.text, key=text)
+                return self._read(command.text, key=text, answered=answered)
         return None
 
-    def _read(self, spec: str, *, key: str) -> Fault | None:
+    def _read(self, spec: str, *, key: str, answered: bool = False) -> Fault | None:
         match = _SPEC.match(spec.strip())
-        if match is None:
+        if match is None or bool(match["on"]) is not answered:
             return None
         if match["kind"] not in {kind.value for kind in FaultKind}:
             raise errors.bad_request(f"Unknown fault '{match['kind']}'.", code="unknown_fault")

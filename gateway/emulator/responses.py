@@ -18,6 +18,7 @@ from gateway.emulator.items import (
     Item,
     is_message,
     new_id,
+    normalise_input,
     now,
     text_of,
     with_id,
@@ -59,7 +60,7 @@ class Responses:
         Raises:
             ApiError: what the provider refuses before the first byte.
         """
-        fault = fault or self._faults.from_text(last_user_text(body))
+        fault = fault or self._asked_for(body)
         refused = faults.refusal(fault, azure=self._settings.azure) if fault else None
         if refused is not None:
             raise refused
@@ -82,6 +83,20 @@ class Responses:
             delay=self._settings.first_byte_delay,
             refusal=lambda: turn.refusal,
         )
+
+    def _asked_for(self, body: Mapping[str, Any]) -> Fault | None:
+        """Find the fault that the user asked for, in the turn's own message where it goes on."""
+        text = last_user_text(body)
+        sent = body.get("input")
+        if text or not isinstance(sent, list):
+            return self._faults.from_text(text)
+        if not any(item.get("type") == "mcp_approval_response" for item in sent):
+            return None
+        before = body.get("previous_response_id")
+        earlier = self._store.response(str(before)).context if before else ()
+        items = [*earlier, *normalise_input(sent)]
+        said = [text_of(item) for item in items if is_message(item, "user")]
+        return self._faults.from_text(said[-1], answered=True) if said else None
 
     async def _recorded(self, turn: Turn) -> AsyncGenerator[Event, None]:
         """Pass the events on; keep the response before its last event is seen."""

@@ -39,7 +39,7 @@ from gateway.domain.requests import ApprovalResponse, Item
 from gateway.services.callers import Caller
 from gateway.services.refusals import Refusals
 
-LEASE = 30.0
+LEASE = 10.0
 """Seconds that a claim on a continuation holds without being renewed."""
 
 HISTORY = "answered"

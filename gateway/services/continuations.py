@@ -2,6 +2,13 @@
 
 A continuation is a job. Its worker claims the batch with a fencing token, sends the answers, and
 writes the events to the turn's log, where whoever holds the caller's stream reads them.
+
+    job ─> claim ─> send ─┬─ an answer ───────────> the turn ends, or is held again
+      ^                   ├─ nothing ran ─────────> the same job again, later
+      │                   ├─ our own fault ───────> the turn fails
+      │                   └─ nobody knows ─> in doubt ─┬─ harmless to repeat ─> again, later
+      │                                                └─ else a person: retry, or rewind
+      └───────────────────────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -10,47 +17,54 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 
+from gateway.domain import events
 from gateway.domain.approvals import Batch, BatchStatus
-from gateway.domain.documents import Raw, raw
-from gateway.domain.errors import (
-    Conflict,
-    GatewayError,
-    StoreUnavailable,
-    UpstreamDisconnected,
-)
-from gateway.domain.history import replay, unpack
+from gateway.domain.documents import Document, Raw, parse_document, raw
+from gateway.domain.errors import Conflict, GatewayError, StoreUnavailable
+from gateway.domain.history import Kept, replay, unpack
 from gateway.domain.identity import Tenant
 from gateway.domain.ports import (
     ApprovalStore,
     ByteStream,
     EventLog,
+    Fleet,
     Job,
     JobQueue,
     Meter,
+    Outbox,
     TurnStore,
 )
 from gateway.domain.registry import McpServer
 from gateway.domain.requests import item_of
 from gateway.domain.turns import TurnState, View, read_state
 from gateway.services.answers import LEASE
+from gateway.services.endings import Endings, abandoned, cancelled
 from gateway.services.failpoints import Point, reached
+from gateway.services.failures import aftermath, as_error, backoff, doubt, repeated_alone
 from gateway.services.following import RUNNING, Following
-from gateway.services.pipe import Pipe, Tee, continuation
+from gateway.services.pipe import LOOK_LATER, Overtaken, Pipe, Tee, continuation
 from gateway.services.preparation import restore_tools
-from gateway.services.records import Records
-from gateway.services.settlement import Running, Settlement
+from gateway.services.settlement import ReceiptMismatch, Running, Settlement
 from gateway.services.turns import LogTee
 
 logger = logging.getLogger("gateway.continuations")
 
-_OVER = frozenset(
-    {BatchStatus.DONE, BatchStatus.FAILED, BatchStatus.INDETERMINATE, BatchStatus.ABANDONED}
-)
+ELSEWHERE = 0.2
+"""Seconds until a job comes again that another version of the configuration must take."""
+
+_CLAIMABLE = frozenset({BatchStatus.READY, BatchStatus.CLAIMED})
+_HELD = frozenset({BatchStatus.CLAIMED, BatchStatus.DISPATCHED, BatchStatus.READY})
 
 
 class Continuations:
-    """Runs continuation jobs."""
+    """Runs continuation jobs.
+
+    Args:
+        version: Of the rules and servers of this replica; a turn stays with the version that
+            held it while any live replica has it.
+    """
 
     def __init__(
         self,
@@ -59,75 +73,121 @@ class Continuations:
         turns: TurnStore,
         log: EventLog,
         jobs: JobQueue,
-        records: Records,
+        fleet: Fleet,
+        outbox: Outbox,
         following: Following,
+        endings: Endings,
         pipe: Pipe,
         settlement: Settlement,
         servers: Mapping[str, McpServer],
         tenants: Mapping[str, Tenant],
+        version: str,
         lease: float = LEASE,
     ) -> None:
         self._lease = lease
+        self._version = version
         self._approvals = approvals
         self._turns = turns
         self._log = log
         self._jobs = jobs
-        self._records = records
+        self._fleet = fleet
+        self._outbox = outbox
         self._following = following
+        self._endings = endings
         self._pipe = pipe
         self._settlement = settlement
         self._servers = servers
         self._tenants = tenants
 
     async def run(self, job: Job) -> None:
-        """Run one job; a job that another worker holds is left to it."""
-        reached(Point.BEFORE_CLAIM)
-        batch = await self._approvals.claim(job.tenant, job.subject, lease=self._lease)
-        if batch is not None:
-            reached(Point.AFTER_CLAIM)
-            try:
-                async with self._renewed(batch):
-                    await self._continue(batch)
-            except* StoreUnavailable:
-                raise  # the job comes again when its lease lapses
-            except* Exception:
-                logger.exception("a held turn cannot go on", extra={"turn": batch.turn_id})
-                await self._spoil(batch)
-            reached(Point.BEFORE_DONE)
-            await self._jobs.done(job)
+        """Run one job; what another worker holds is left to it."""
+        batch = await self._approvals.batch(job.tenant, job.subject)
+        if batch is None:
+            await self._never_held(job)
+        elif batch.status in _CLAIMABLE:
+            if not await self._ours(batch):
+                await self._jobs.add(replace(job, token=""), delay=ELSEWHERE)
+                await self._jobs.done(job)
+                return
+            reached(Point.BEFORE_CLAIM)
+            claimed = await self._approvals.claim(job.tenant, job.subject, lease=self._lease)
+            if claimed is not None:
+                reached(Point.AFTER_CLAIM)
+                await self._work(claimed)
+                reached(Point.BEFORE_DONE)
+            elif not job.event:
+                return  # its holder may die: then the job comes again
+        elif batch.status is BatchStatus.DISPATCHED and not job.event:
             return
-        left = await self._approvals.batch(job.tenant, job.subject)
-        if left is not None and left.status is BatchStatus.INDETERMINATE:
-            await self._give_up(left)
-        if left is None or left.status in _OVER:
-            await self._jobs.done(job)
+        else:
+            await self._look_after(batch, job)
+        await self._jobs.done(job)
+
+    async def _ours(self, batch: Batch) -> bool:
+        """Tell whether this replica may go on with a turn.
+
+        One that was held under other rules or servers stays with them while they are alive, so
+        that a replica that is not updated yet decides nothing in a turn of one that is.
+        """
+        version = read_state(batch.held).version
+        return version in ("", self._version) or not await self._fleet.has(version)
+
+    async def _work(self, batch: Batch) -> None:
+        """Send the answers of a claimed batch, and settle whatever becomes of it."""
+        running = self._running(batch)
+        running.batch = batch
+        try:
+            async with self._renewed(batch):
+                await self._send(running, batch)
+        except (Overtaken, StoreUnavailable):
+            # Another worker has it, or the lease ends in its own time: never two endings.
+            running.batch = None
+            raise
+        except Exception as exc:  # noqa: BLE001  # a held turn always has an end
+            running.batch = None
+            await self._settle(batch, as_error(exc), running)
+        finally:
+            await self._pipe.release(running)  # cancelled: this process stops
 
     @asynccontextmanager
     async def _renewed(self, batch: Batch) -> AsyncGenerator[None, None]:
-        """Renew the claim while the leg runs."""
+        """Renew the claim while the leg runs, and stop the leg once it is another's.
+
+        Raises:
+            Overtaken: The claim was lost.
+        """
+        leg = asyncio.current_task()
+        lost = False
 
         async def renew() -> None:
-            held = True
-            while held:
+            nonlocal lost
+            while not lost:
                 await asyncio.sleep(self._lease / 3)
                 try:
-                    held = await self._approvals.renew(
+                    lost = not await self._approvals.renew(
                         batch.tenant, batch.id, fence=batch.fence, lease=self._lease
                     )
                 except GatewayError as exc:
                     logger.warning("a claim could not be renewed", extra={"code": exc.code})
+            if leg is not None:
+                leg.cancel()
 
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(renew())
-            try:
-                yield
-            finally:
-                task.cancel()
+        renewing = asyncio.ensure_future(renew())
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not lost or leg is None:
+                raise
+            leg.uncancel()
+            raise Overtaken("The claim of the batch was lost.") from None
+        finally:
+            renewing.cancel()
 
-    async def _continue(self, batch: Batch) -> None:
-        running = self._running(batch)
+    async def _send(self, running: Running, batch: Batch) -> None:
         state = running.state
-        tee = self._tee(running)
+        tee = LogTee(self._log, running) if state.streamed else Tee()
+        if batch.fence > 1 and state.streamed:
+            await self._make_up(running)
 
         async def opening() -> ByteStream:
             if not state.stored:
@@ -140,6 +200,7 @@ class Continuations:
                 if not running.waits:
                     await tee.flush()
         if not running.waits:
+            await self._tell(batch, "completed", state.last_leg)
             await tee.flush(end=True)
         logger.info("a held turn went on", extra={"turn": state.turn_id, "batch": batch.id})
 
@@ -153,56 +214,191 @@ class Continuations:
             raise Conflict("The chain was deleted while the turn was held.", code="chain_deleted")
         return raw(replay((unpack(turn.items) for turn in chain), own))
 
-    async def _give_up(self, batch: Batch) -> None:
-        """End a turn whose continuation was sent by a replica that died: its answer is lost."""
-        turn = await self._turns.head(batch.tenant, batch.turn_id)
-        if turn is not None and turn.status in RUNNING:
-            error = UpstreamDisconnected(
-                "The answer to the approvals was lost after it was sent; what ran is not known.",
-                code="continuation_indeterminate",
-            )
-            await self.end(batch, error)
+    async def _make_up(self, running: Running) -> None:
+        """Take into the turn what an earlier attempt has shown, so that the stream has no gap.
 
-    async def _spoil(self, batch: Batch) -> None:
-        """End a turn that a fault of ours keeps from going on, so that nobody waits for ever."""
-        await self._approvals.finish(
-            batch.tenant, batch.id, fence=batch.fence, status=BatchStatus.FAILED
-        )
-        turn = await self._turns.read(batch.tenant, batch.turn_id)
-        if turn is not None:
-            tenant = self._tenants.get(batch.tenant, Tenant(id=batch.tenant))
-            await self._records.end(turn, status="failed", ttl=tenant.ttl)
-
-    async def end(self, batch: Batch, error: GatewayError) -> None:
-        """End a held turn with an error: on record, and on every stream that follows it."""
-        running = self._running(batch)
-        tee = self._tee(running)
+        The caller has seen its events. Items that it left open are closed as `incomplete`; the
+        next leg's numbers and indexes begin after them.
+        """
         state = running.state
-        last = await self._following.last_number(batch.tenant, batch.turn_id)
-        state.sequence = max(state.sequence, last + 1)  # a dead replica may have got further
+        told = await self._following.told(state.tenant, state.turn_id, after=state.sequence - 1)
+        if told is None or told.last < state.sequence:
+            return
+        state.sequence = told.last + 1
+        shown: dict[int, Document] = {}
+        done: set[int] = set()
+        for block in told.blocks:
+            for part in events.split(block):
+                if isinstance(part, events.Frame) and part.type in events.ITEMS:
+                    document = part.document()
+                    index = int(bytes(document.get("output_index", raw(0))))
+                    shown[index] = parse_document(document["item"])
+                    if part.type == "response.output_item.done":
+                        done.add(index)
+        closing: list[tuple[int, bytes]] = []
+        for index, item in sorted(shown.items()):
+            if index not in done:
+                item["status"] = raw("incomplete")
+                closing.append((state.sequence, _closing(state.sequence, index, item)))
+                state.sequence += 1
+            state.items.append(Kept("lost", raw(item)))
+        state.output_count += len(shown)
+        if closing:
+            ttl = running.tenant.ttl
+            await self._log.append(state.tenant, state.turn_id, closing, ttl=ttl)
 
-        async def refused() -> ByteStream:
-            raise error
+    async def _settle(self, batch: Batch, error: GatewayError, running: Running) -> None:
+        """Decide what follows an attempt that did not come to its end (APPR-5)."""
+        what = aftermath(batch, error, dispatched=running.dispatched)
+        logger.warning(
+            "a continuation failed",
+            extra={
+                "turn": batch.turn_id,
+                "batch": batch.id,
+                "code": error.code,
+                "then": what.status.value,
+                "upstream_request": running.upstream_request,
+            },
+        )
+        if isinstance(error, ReceiptMismatch):
+            await self._pipe.lock(running, error)
+        if what.status is BatchStatus.FAILED:
+            await self._tell(batch, "failed", error.code or "")
+        held = await self._approvals.finish(
+            batch.tenant,
+            batch.id,
+            fence=batch.fence,
+            status=what.status,
+            upstream_request=running.upstream_request,
+            delay=what.delay,
+        )
+        if not held:
+            return  # it was found in doubt meanwhile, and is looked after
+        if what.status is BatchStatus.FAILED:
+            await self._endings.end(batch, error)
+        elif what.status is BatchStatus.INDETERMINATE:
+            await self._in_doubt(batch)
 
-        async with aclosing(self._pipe.events(running, refused, tee)) as blocks:
-            async for _ in blocks:
-                pass
-        await tee.flush(end=True)
+    async def _look_after(self, batch: Batch, job: Job) -> None:
+        """Do for a batch that nobody holds what its state asks for; a repeat does no harm."""
+        match batch.status:
+            case BatchStatus.INDETERMINATE:
+                turn = await self._turns.head(batch.tenant, batch.turn_id)
+                if turn is None or turn.status not in RUNNING:
+                    await self._endings.end(batch, doubt())  # only its stream had not ended
+                elif job.event not in ("retry", "give_up"):
+                    await self._in_doubt(batch)
+                elif job.attempt == batch.fence:
+                    await self._act(batch, job.event)
+            case BatchStatus.ABANDONED:
+                error, status = abandoned(batch)
+                await self._tell(batch, "failed", error.code or "")
+                await self._endings.end(batch, error, status=status)
+            case BatchStatus.FAILED:
+                await self._endings.end(batch, doubt())
+            case BatchStatus.DONE:
+                await self._close(batch)
+            case _:
+                pass  # somebody decides, or somebody holds it
 
-    def _tee(self, running: Running) -> Tee:
-        """Keep the events of a streamed turn; half a stream of a JSON turn helps nobody."""
-        return LogTee(self._log, running) if running.state.streamed else Tee()
+    async def _in_doubt(self, batch: Batch) -> None:
+        """See to answers of which nobody knows what they did: send them again, or ask a person."""
+        again = repeated_alone(batch)
+        if again:
+            delay = backoff(batch.fence)
+        else:
+            await self._ask(batch)
+            delay = max((one.timeout for one in batch.approvals), default=0.0)
+        job = Job(
+            token="",
+            tenant=batch.tenant,
+            kind="continue",
+            subject=batch.id,
+            event="retry" if again else "give_up",
+            attempt=batch.fence,
+        )
+        await self._jobs.add(job, delay=delay)
+
+    async def _ask(self, batch: Batch) -> None:
+        """Put on record, and tell, that a person must choose: retry or rewind."""
+        await self._tell(batch, "indeterminate", str(batch.fence))
+        turn = await self._turns.read(batch.tenant, batch.turn_id)
+        if turn is not None and turn.head.batch != batch.id:
+            # The next hold had begun when its worker died.
+            head = replace(turn.head, batch=batch.id)
+            await self._turns.record(replace(turn, head=head), ttl=self._tenant(batch).ttl)
+
+    async def _act(self, batch: Batch, event: str) -> None:
+        if event == "retry":
+            await self._approvals.retry(batch.tenant, batch.id, by="policy:repeatable")
+        else:
+            reason = "Nobody chose in time whether to send the answers again."
+            await self._approvals.rewind(batch.tenant, batch.id, by="timeout", reason=reason)
+
+    async def cancel(self, batch: Batch) -> bool:
+        """Cancel a held turn for its caller; false when it does not wait (any more)."""
+        look = Job(token="", tenant=batch.tenant, kind="continue", subject=batch.id, event="look")
+        await self._jobs.add(look, delay=LOOK_LATER)  # were this process to end in between
+        reason = "The response was cancelled by its caller."
+        if not await self._approvals.abandon(batch.tenant, batch.id, reason=reason):
+            return False
+        await self._endings.end(batch, cancelled(), status="cancelled")
+        return True
+
+    async def _never_held(self, job: Job) -> None:
+        """End a turn that is on record as waiting, but whose batch was never opened."""
+        if job.event != "look":
+            return
+        turn = await self._turns.read(job.tenant, job.target)
+        if turn is not None and turn.head.status in RUNNING and turn.head.batch == job.subject:
+            error = GatewayError(
+                "The gateway stopped while it put the turn on hold. Nothing was run.",
+                code="hold_lost",
+            )
+            await self._endings.close(await self._endings.record(turn, error), error)
+
+    async def _close(self, batch: Batch) -> None:
+        """End the stream of a turn whose worker died when all else was done."""
+        turn = await self._turns.read(batch.tenant, batch.turn_id)
+        if turn is not None and turn.head.status not in RUNNING:
+            await self._endings.close(turn)
+
+    async def _tell(self, batch: Batch, event: str, occurrence: str) -> None:
+        told = {"object": "response", "batch": batch.id, "status": event}
+        await self._outbox.emit(
+            batch.tenant,
+            f"continuation.{event}",
+            batch.turn_id,
+            told,
+            occurrence=f"{batch.id}:{occurrence}",
+        )
+
+    def _tenant(self, batch: Batch) -> Tenant:
+        return self._tenants.get(batch.tenant, Tenant(id=batch.tenant))
 
     def _running(self, batch: Batch) -> Running:
         state = read_state(batch.held)
         return Running(
             state=state,
             tools=restore_tools(state.tools, self._servers),
-            tenant=self._tenants.get(state.tenant, Tenant(id=state.tenant)),
+            tenant=self._tenant(batch),
             view=View(state, has_mcp=True),
             held=True,
             recorded=True,
         )
+
+
+def _closing(sequence: int, index: int, item: Document) -> bytes:
+    kind = "response.output_item.done"
+    return events.write(
+        kind,
+        {
+            "type": raw(kind),
+            "sequence_number": raw(sequence),
+            "output_index": raw(index),
+            "item": raw(item),
+        },
+    )
 
 
 class Sweeper:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
+from dataclasses import dataclass
 
 import msgspec
 
 from gateway.domain import events
-from gateway.domain.approvals import BatchStatus
+from gateway.domain.approvals import ApprovalStatus, Batch, BatchStatus
 from gateway.domain.documents import Document, raw
 from gateway.domain.errors import (
     GatewayError,
+    SecretUnavailable,
     UpstreamDisconnected,
     UpstreamError,
     UpstreamRefused,
@@ -21,17 +24,100 @@ from gateway.services.settlement import Running
 
 logger = logging.getLogger("gateway.turns")
 
+AUTOMATIC = 2
+"""Most times that lost answers are sent again without asking anybody."""
+
+TRIES = 5
+"""Most times that answers are sent which the upstream refuses before it does any work."""
+
+LONGEST_WAIT = 300.0
+"""Most seconds that an upstream may ask to wait before the next try."""
+
 
 def batch_after(running: Running, error: GatewayError) -> BatchStatus:
-    """Say what a batch becomes when its continuation failed (APPR-5).
+    """Say what the batch of a turn that nobody waits for becomes; the turn ends with the error.
 
-    Only where nothing can have run may the same approvals be continued once more. A held turn
-    ends with the error, so nobody would.
+    Only where nothing can have run may its caller send the same answers once more (APPR-5).
     """
-    refused = isinstance(error, UpstreamRefused) and error.status_code < 500
-    if not running.dispatched or refused or isinstance(error, UpstreamUnreachable):
+    if not running.dispatched or ran_nothing(error):
         return BatchStatus.FAILED if running.held else BatchStatus.READY
     return BatchStatus.INDETERMINATE if isinstance(error, UpstreamError) else BatchStatus.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Aftermath:
+    """What becomes of a batch whose continuation failed in a held turn.
+
+    Attributes:
+        status: `ready` (the same answers are sent again by themselves), `indeterminate` (they may
+            have been carried out) or `failed` (the turn ends with the error).
+        delay: Seconds until they are sent again, for `ready`.
+    """
+
+    status: BatchStatus
+    delay: float = 0.0
+
+
+def aftermath(batch: Batch, error: GatewayError, *, dispatched: bool) -> Aftermath:
+    """Say what becomes of the batch of a held turn after an error (APPR-5)."""
+    if not isinstance(error, UpstreamError | SecretUnavailable):
+        return Aftermath(BatchStatus.FAILED)
+    if dispatched and not ran_nothing(error):
+        return Aftermath(BatchStatus.INDETERMINATE)
+    wait = max(backoff(batch.fence), _asked_to_wait(error))
+    if batch.fence >= TRIES or wait > LONGEST_WAIT:
+        return Aftermath(BatchStatus.FAILED)
+    return Aftermath(BatchStatus.READY, wait)
+
+
+def ran_nothing(error: GatewayError) -> bool:
+    """Tell whether an upstream's error proves that it did no work."""
+    refused = isinstance(error, UpstreamRefused) and error.status_code < 500
+    return refused or isinstance(error, UpstreamUnreachable)
+
+
+def repeated_alone(batch: Batch) -> bool:
+    """Tell whether a batch in doubt is sent again without asking anybody (APPR-5).
+
+    Only if each tool that it lets run may run twice, by a word that can be trusted. The fence
+    counts the attempts, so that also those of replicas that died are counted.
+    """
+    approved = (one for one in batch.approvals if one.status is ApprovalStatus.APPROVED)
+    return batch.fence <= AUTOMATIC and all(one.annotations.repeatable for one in approved)
+
+
+def backoff(attempt: int) -> float:
+    """Return the seconds to wait before another attempt: 0.5, 1, 2, 4, …"""
+    return 0.5 * float(2 ** max(attempt - 1, 0))
+
+
+def _asked_to_wait(error: GatewayError) -> float:
+    if not isinstance(error, UpstreamRefused):
+        return 0.0
+    headers = error.upstream_headers
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with contextlib.suppress(KeyError, ValueError):
+            return max(float(headers[name]) * unit, 0.0)
+    return 0.0
+
+
+def doubt() -> UpstreamDisconnected:
+    """The error for answers that were sent, and of which nothing came back."""
+    return UpstreamDisconnected(
+        "The answer to the approvals was lost after it was sent; what ran is not known.",
+        code="continuation_indeterminate",
+    )
+
+
+def ending(*, sequence: int, error: GatewayError, response: Document) -> bytes:
+    """Write the last frames of a stream whose turn ended with an error (API-5)."""
+    return events.error_frames(
+        sequence=sequence,
+        kind=error.type,
+        code=error.code,
+        message=error.message,
+        response=response,
+    )
 
 
 def as_error(exc: Exception) -> GatewayError:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
 
 from gateway.domain import events
 from gateway.domain.documents import raw
-from gateway.domain.errors import StoreUnavailable
-from gateway.domain.ports import EventLog, TurnStore, Wake
+from gateway.domain.errors import NotFound, StoreUnavailable
+from gateway.domain.lifecycle import Lifecycle
+from gateway.domain.ports import EventLog, Hint, TurnStore, Wake
+from gateway.services.failures import ending
+from gateway.services.waiting import first
 
 LOOK_AGAIN = 5.0
 """Seconds after which a waiter looks without a hint, since hints may be lost."""
@@ -26,18 +30,43 @@ def wake_key(tenant: str, turn_id: str) -> str:
     return f"turn:{tenant}:{turn_id}"
 
 
-class Following:
-    """Views on turns that are held or run elsewhere."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a turn's event log holds.
 
-    def __init__(self, *, log: EventLog, turns: TurnStore, wake: Wake) -> None:
+    Attributes:
+        last: The last `sequence_number`, -1 without one.
+        ended: Whether the log has ended.
+        blocks: The blocks after the number that was asked for.
+    """
+
+    last: int
+    ended: bool
+    blocks: tuple[bytes, ...]
+
+
+class Following:
+    """Views on turns that are held or run elsewhere.
+
+    Args:
+        lifecycle: When this process drains, every view ends in good order: the turn goes on, and
+            another replica shows it (STREAM-4).
+    """
+
+    def __init__(
+        self, *, log: EventLog, turns: TurnStore, wake: Wake, lifecycle: Lifecycle
+    ) -> None:
         self._log = log
         self._turns = turns
         self._wake = wake
+        self._drained = lifecycle.drained
 
     async def events(
         self, tenant: str, turn_id: str, *, after: int, notices: Look | None = None
     ) -> AsyncGenerator[bytes, None]:
         """Yield the turn's events after a `sequence_number`, until its last one.
+
+        It also ends when this process drains; what is missing then is read at another replica.
 
         Args:
             after: -1 for all of them.
@@ -46,10 +75,13 @@ class Following:
         cursor, seen = "", after
         with self._wake.listen(wake_key(tenant, turn_id)) as hint:
             while True:
+                if self._drained.is_set():
+                    yield draining(turn_id, seen, told=notices is not None)
+                    return
                 try:
                     page = await self._log.read(tenant, turn_id, cursor=cursor)
                 except StoreUnavailable:
-                    await hint.wait(LOOK_AGAIN)  # the hold outlives the store's restart
+                    await self._wait(hint, LOOK_AGAIN)  # the hold outlives the store's restart
                     continue
                 if page is None:
                     yield _deleted(turn_id, seen + 1)
@@ -64,17 +96,25 @@ class Following:
                 if page.end:
                     return
                 if not page.blocks:
-                    await hint.wait(LOOK_AGAIN)
+                    await self._wait(hint, LOOK_AGAIN)
 
-    async def last_number(self, tenant: str, turn_id: str) -> int:
-        """Find the last `sequence_number` of the turn's event log, -1 without one."""
+    async def told(self, tenant: str, turn_id: str, *, after: int | None = None) -> Told | None:
+        """Read what followers of the turn have been told, `None` without an event log.
+
+        Args:
+            after: Return the blocks that end after this `sequence_number`; `None` returns none.
+        """
         cursor, last = "", -1
+        blocks: list[bytes] = []
         while (page := await self._log.read(tenant, turn_id, cursor=cursor)) is not None:
-            last = max([last, *(number for number, _ in page.blocks)])
+            for number, block in page.blocks:
+                last = max(last, number)
+                if after is not None and number > after:
+                    blocks.append(block)
             if page.end or not page.blocks:
-                break
+                return Told(last, page.end, tuple(blocks))
             cursor = page.cursor
-        return last
+        return None
 
     async def exists(self, tenant: str, turn_id: str) -> bool:
         """Tell whether the turn has an event log."""
@@ -84,20 +124,35 @@ class Following:
         """Wait until the turn has ended, or for `seconds`."""
         deadline = time.monotonic() + seconds
         with self._wake.listen(wake_key(tenant, turn_id)) as hint:
-            while (left := deadline - time.monotonic()) > 0:
+            while (left := deadline - time.monotonic()) > 0 and not self._drained.is_set():
                 head = await self._turns.head(tenant, turn_id)
                 if head is None or head.status not in RUNNING:
                     return
-                await hint.wait(min(left, LOOK_AGAIN))
+                await self._wait(hint, min(left, LOOK_AGAIN))
+
+    async def _wait(self, hint: Hint, seconds: float) -> None:
+        """Wait for a hint, but not beyond the moment when this process drains."""
+        await first(hint.wait(seconds), self._drained.wait())
+
+
+def draining(turn_id: str, seen: int, *, told: bool) -> bytes:
+    """Say where a stream goes on that ends because its replica stops (STREAM-4).
+
+    A comment, which strict clients skip; an event for those who asked for the gateway's own.
+    """
+    comment = f": draining; go on with starting_after={seen}\n\n".encode()
+    if not told:
+        return comment
+    kind = "gateway.draining"
+    where = {"type": kind, "response_id": turn_id, "starting_after": seen}
+    return comment + events.write(kind, {name: raw(value) for name, value in where.items()})
 
 
 def _deleted(turn_id: str, sequence: int) -> bytes:
-    """End a stream whose turn was deleted, or kept no longer, under its reader (API-5)."""
-    return events.error_frames(
+    """End a stream whose turn was deleted, or kept no longer, under its reader."""
+    return ending(
         sequence=sequence,
-        kind="invalid_request_error",
-        code="response_deleted",
-        message="The response was deleted.",
+        error=NotFound("The response was deleted.", code="response_deleted"),
         response={"id": raw(turn_id), "object": raw("response"), "output": raw([])},
     )
 

@@ -108,6 +108,8 @@ class Interceptor:
                     parts.append(_ACTS[part.type](self, part))
                 else:
                     parts.append(self._pass(part))
+                if self.fault is not None:
+                    break
         except MalformedFrame as exc:
             if not any(parts):
                 raise
@@ -146,7 +148,15 @@ class Interceptor:
         if not self._later:
             self._last_block = block
             return block
-        return b"".join(self._renumber(frame) for frame in events.frames(block))
+        shown: list[bytes] = []
+        try:
+            for frame in events.frames(block):
+                shown.append(self._renumber(frame))
+        except MalformedFrame as exc:
+            if not shown:
+                raise
+            self.fault = exc  # what came before it has its numbers, and leaves
+        return b"".join(shown)
 
     def _renumber(self, frame: bytes) -> bytes:
         if not frame.strip() or frame.startswith(b":"):

@@ -6,7 +6,8 @@
                                                           └─ a person decides ─> held
 
 The caller's stream, a JSON answer and a continuation on another replica run the same steps; they
-differ in where the bytes go.
+differ in where the bytes go. From its first hold on, each leg of a turn is a job of its own, so
+that a crash in any of them leaves a job behind and never a turn that nobody ends.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -42,20 +43,25 @@ from gateway.domain.history import Kept, ids_of, pack
 from gateway.domain.ports import (
     ApprovalStore,
     ByteStream,
+    Job,
+    JobQueue,
     Meter,
+    Outbox,
     Turn,
     TurnHead,
     TurnStore,
     UpstreamAnswer,
 )
+from gateway.domain.requests import conversation_of
 from gateway.domain.tools import Scrubber
 from gateway.domain.turns import TurnState, text_field
 from gateway.services.answers import LEASE, responses
+from gateway.services.endings import UNKEPT_TTL
 from gateway.services.failpoints import Point, reached
 from gateway.services.failures import as_error, batch_after, unknown_response
 from gateway.services.interception import Interceptor, LegResult
 from gateway.services.legs import Leg, Legs
-from gateway.services.settlement import Running, Settlement, id_reused
+from gateway.services.settlement import ReceiptMismatch, Running, Settlement, id_reused
 
 logger = logging.getLogger("gateway.turns")
 
@@ -63,8 +69,14 @@ logger = logging.getLogger("gateway.turns")
 READ_ON = 0.1
 """Seconds that the end of an upstream's body may take after its terminal event."""
 
-UNKEPT_TTL = 600
-"""Seconds that the end of a held turn can be read where nothing is to be kept (STATE-4)."""
+LOOK_LATER = 60.0
+"""Seconds after which a worker looks whether a turn that was to be held has its batch."""
+
+
+class Overtaken(Conflict):
+    """Another worker holds the batch: what this one knows of it is old, and it must not speak."""
+
+    default_code = "already_continued"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +126,16 @@ class Pipe:
         settlement: Settlement,
         turns: TurnStore,
         approvals: ApprovalStore,
+        jobs: JobQueue,
+        outbox: Outbox,
         meter: Meter,
         lease: float = LEASE,
+        version: str = "",
     ) -> None:
         self._lease = lease
+        self._version = version
+        self._jobs = jobs
+        self._outbox = outbox
         self._legs = legs
         self._settlement = settlement
         self._turns = turns
@@ -154,7 +172,7 @@ class Pipe:
         reached(Point.BEFORE_DISPATCH)
         if not await self._approvals.dispatch(running.state.tenant, batch.id, fence=batch.fence):
             running.batch = None
-            raise Conflict("The approvals were continued elsewhere.", code="already_continued")
+            raise Overtaken("The approvals were continued elsewhere.")
         running.dispatched = True
         reached(Point.AFTER_DISPATCH)
 
@@ -163,11 +181,13 @@ class Pipe:
     ) -> AsyncGenerator[bytes, None]:
         """Yield the caller's stream until the turn ends or is held.
 
-        Errors become an `error` event and `response.failed`, never a silent end (API-5).
+        Errors become an `error` event and `response.failed`, never a silent end (API-5). Those of
+        a turn that was held are raised: the job that goes on with it decides what follows.
 
         Args:
             opening: Opens the first leg's stream, or hands over the open one.
         """
+        by_job = running.held
         reader = Interceptor(running.state, running.view, running.scrubber)
         try:
             stream = await opening()
@@ -194,7 +214,10 @@ class Pipe:
                 block = reader.terminal_frame()
                 tee.add(reader.sequence, block)
                 yield block
-        except Exception as exc:  # noqa: BLE001  # a stream never ends silently (API-5)
+        except Exception as exc:  # a stream never ends silently (API-5)
+            if by_job:
+                running.batch = None
+                raise
             block = await self._failed(running, reader, as_error(exc))
             tee.add(reader.sequence + 1, block)
             yield block
@@ -258,7 +281,7 @@ class Pipe:
             await self._record(running, result.response)
             return Ended()
         pending = [one for one in approvals if one.status is ApprovalStatus.PENDING]
-        if not pending:
+        if not pending and not running.held:
             batch = await self._settlement.open(running, approvals, held=b"", lease=self._lease)
             return Next(continuation(running, await self._settlement.revalidate(running, batch)))
         if any(one.by == "caller" for one in pending):
@@ -272,7 +295,19 @@ class Pipe:
     ) -> Held:
         """Put the turn on record as waiting, before the batch can be decided anywhere."""
         running.held = True
+        running.state.version = self._version
         await tee.flush()
+        tenant, turn_id = running.state.tenant, running.state.turn_id
+        # Were this process to end between the two records, nobody would ever end the turn.
+        look = Job(
+            token="",
+            tenant=tenant,
+            kind="continue",
+            subject=result.id,
+            event="look",
+            target=turn_id,
+        )
+        await self._jobs.add(look, delay=LOOK_LATER)
         shown = {**running.view.final(result.response), "status": raw("in_progress")}
         await self._record(running, shown, batch=result.id, status="in_progress")
         held = encode(running.state)
@@ -297,7 +332,7 @@ class Pipe:
             self._count(running, response, code)
         if not state.keep and not running.held:
             return
-        served = not state.stored or state.legs > 1 or running.held
+        served = not state.stored or state.legs > 1 or running.held or code is not None
         shown = running.view.final(response) if ends else response
         new, running.recorded = not running.recorded, True
         written = await self._turns.record(
@@ -317,6 +352,7 @@ class Pipe:
                     batch=batch,
                     served=served,
                     facts=state.facts,
+                    code=code or "",
                 ),
                 items=pack(state.items) if state.keep else b"",
                 response=running.scrubber.scrub(encode(shown)) if served else b"",
@@ -358,15 +394,39 @@ class Pipe:
     async def failed(self, running: Running, error: GatewayError) -> None:
         """Note that a turn failed: its batch, its record where it was held, and its metrics."""
         batch, running.batch = running.batch, None
+        locked = isinstance(error, ReceiptMismatch)
         try:
+            if locked:
+                await self.lock(running, error)
             if batch is not None:
                 await self._finish(running, batch, batch_after(running, error))
-            if running.held:
+            if running.held or locked:
                 await self._record(running, self._failed_response(running, error), code=error.code)
         except GatewayError:
             logger.exception("a failed turn could not be recorded")
-        if not running.held:
+        if not running.held and not locked:
             self._ended(running, "error", code=error.code)
+
+    async def lock(self, running: Running, error: GatewayError) -> None:
+        """Tell of a call that nobody approved, and let no turn go on from it (APPR-7).
+
+        The turn itself is no parent any more; a conversation would hold what it did, so it is
+        locked as well.
+        """
+        state = running.state
+        told = {"object": "response", "status": "failed", "code": error.code}
+        await self._outbox.emit(
+            state.tenant,
+            "approval.receipt_mismatch",
+            state.turn_id,
+            told,
+            occurrence=state.last_leg,
+        )
+        conversation = conversation_of(state.body)
+        turn = await self._turns.read(state.tenant, conversation) if conversation else None
+        if turn is not None:
+            head = replace(turn.head, code=error.code or "")
+            await self._turns.record(replace(turn, head=head), ttl=running.tenant.ttl)
 
     def _ended(self, running: Running, status: str, *, code: str | None = None) -> None:
         """Count and log the end of a turn: ids and names, never content (OPS-1)."""
@@ -459,7 +519,7 @@ def continuation(running: Running, batch: Batch) -> Leg:
     answers = responses(batch)
     state.items.extend(Kept("gw", answer) for answer in answers)
     if not state.stored:
-        made = [item.i for item in state.items if item.o != "in"]
+        made = [item.i for item in state.items if item.o not in ("in", "lost")]
         return Leg(
             state=state,
             tools=running.tools,

@@ -198,6 +198,8 @@ class Preparation:
                     code="conversation_not_found",
                     param="conversation",
                 )
+            if head.code:
+                raise _locked(head, "conversation")
             return head
         return None
 
@@ -222,12 +224,10 @@ class Preparation:
         if not state.keep:
             return await self._unkept_items(caller, items, state.end_user), {}
         kept, turn_of = await self._find(caller, [*references, *guarded], state.end_user)
-        known = {
-            item.id: item.raw
-            for turn in kept.values()
-            for item in (item_of(entry.i) for entry in turn)
-            if item.id is not None
-        }
+        held = [(entry.o, item_of(entry.i)) for turn in kept.values() for entry in turn]
+        known = {item.id: item.raw for _, item in held if item.id is not None}
+        lost = {item.id for origin, item in held if origin == "lost"}
+        items = [item for item in items if item.id is None or item.id not in lost]
         restored = restore_guarded(items, known)
         if state.stateless:
             return resolve_references(restored, turn_of, kept), {}
@@ -302,8 +302,19 @@ class Preparation:
 def _check_ended(head: TurnHead, request: CreateRequest, *, stateless: bool) -> None:
     """Refuse to go on from a turn that has not ended, or whose requests nobody answered.
 
-    A background turn ends upstream, and may have done so unseen: there the upstream decides.
+    A background turn ends upstream, and may have done so unseen: there the upstream decides. A
+    turn that was taken back or broke off holds requests that nobody answered, or answers of which
+    nobody knows what they did: replayed, they would run a tool again.
     """
+    if head.code == "receipt_mismatch":
+        raise _locked(head, "previous_response_id")
+    if head.status == "failed" and head.batch:
+        raise Conflict(
+            f"The response '{head.id}' failed while it was held; go on from the response before "
+            "it.",
+            code="response_failed",
+            param="previous_response_id",
+        )
     if head.status == "cancelled" and head.batch:
         raise Conflict(
             f"The response '{head.id}' was cancelled while it waited for approvals; go on from "
@@ -319,6 +330,15 @@ def _check_ended(head: TurnHead, request: CreateRequest, *, stateless: bool) -> 
             code="approval_pending" if head.batch else "response_in_progress",
             param="previous_response_id",
         )
+
+
+def _locked(head: TurnHead, param: str) -> Conflict:
+    return Conflict(
+        f"'{head.id}' is locked: a tool ran in it that was not approved like that. Go on from "
+        "what was before it.",
+        code="chain_locked",
+        param=param,
+    )
 
 
 def _inherited(parent: TurnHead | None, items: Sequence[Item]) -> ChainFacts:

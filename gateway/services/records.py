@@ -95,11 +95,6 @@ class Records:
         )
         return Answer(headers=PENDING_HEADER if waits else {}, body=encode(shown))
 
-    async def end(self, turn: Turn, *, status: str, ttl: int) -> Answer:
-        """Put a turn on record as ended, outside its pipe: cancelled, or done in background."""
-        response = turn.response
-        if response:
-            response = encode({**parse_document(response), "status": raw(status)})
-        ended = replace(turn, head=replace(turn.head, status=status), response=response)
-        await self._turns.record(ended, ttl=ttl)
-        return Answer(body=response)
+    async def end(self, turn: Turn, *, status: str, ttl: int) -> None:
+        """Note that a turn of which the upstream keeps the response has ended."""
+        await self._turns.record(replace(turn, head=replace(turn.head, status=status)), ttl=ttl)

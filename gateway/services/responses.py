@@ -136,15 +136,13 @@ class ResponseService:
         if head.status == "cancelled":
             return Answer(body=turn.response)
         batch = await self._approvals.batch(head.tenant, head.batch) if head.batch else None
-        if batch is None or not await self._approvals.abandon(
-            head.tenant, head.batch, reason="The response was cancelled by its caller."
-        ):
+        if batch is None or not await self._continuations.cancel(batch):
             raise Conflict(
                 "Only a response that waits for an approval can be cancelled.",
                 code="not_cancellable",
             )
-        await self._continuations.end(batch, _cancelled())
-        return await self._records.end(turn, status="cancelled", ttl=caller.tenant.ttl)
+        ended = await self._turns.read(head.tenant, head.id)
+        return Answer(body=ended.response if ended else turn.response)
 
     async def delete(self, caller: Caller, response_id: str) -> Answer:
         """Delete a response, here and where the upstream stores it (STATE-4)."""
@@ -226,10 +224,6 @@ class ResponseService:
         return Answer(body=encode(listed[model]))
 
 
-def _cancelled() -> Conflict:
-    return Conflict("The response was cancelled by its caller.", code="cancelled")
-
-
 def _public(answer: UpstreamAnswer) -> Answer:
     """Redact the `tools` echo of a retrieved response (MCP-3)."""
     if b'"mcp"' not in answer.body:
@@ -260,7 +254,7 @@ def _inputs(turn: Turn) -> list[Document]:
     """The turn's own input items, each with an id, as the API lists them."""
     listed: list[Document] = []
     for index, kept in enumerate(unpack(turn.items)):
-        if kept.o == "out":
+        if kept.o in ("out", "lost"):
             continue
         item = parse_document(hide_ciphertext(kept.i))
         if "id" not in item:

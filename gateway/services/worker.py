@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Mapping
 
 from gateway.domain.errors import GatewayError
 from gateway.domain.identity import Tenant
-from gateway.domain.ports import Job, JobQueue, Wake
+from gateway.domain.ports import Fleet, Job, JobQueue, Wake
 from gateway.services.continuations import Continuations, Sweeper
 from gateway.services.waiting import first
 from gateway.services.webhooks import FanOut
@@ -18,18 +20,28 @@ logger = logging.getLogger("gateway.worker")
 LOOK_EVERY = 1.0
 """Seconds after which the worker looks for jobs and expiries without a hint."""
 
+ANNOUNCE_EVERY = 3.0
+"""Seconds between two signs of life of a replica; one that gives none for 10 s is dead."""
+
 MOST_AT_ONCE = 64
 """Jobs that one replica runs at the same time."""
 
 
 class Worker:
-    """Takes jobs and runs them; a job that fails is taken again when its lease lapses."""
+    """Takes jobs and runs them; a job that fails is taken again when its lease lapses.
+
+    Args:
+        version: Of this replica's rules and servers, for the other replicas.
+    """
 
     def __init__(
         self,
         *,
         jobs: JobQueue,
         wake: Wake,
+        fleet: Fleet,
+        version: str,
+        lease: float,
         continuations: Continuations,
         webhooks: FanOut,
         sweeper: Sweeper,
@@ -37,6 +49,10 @@ class Worker:
     ) -> None:
         self._jobs = jobs
         self._wake = wake
+        self._fleet = fleet
+        self._version = version
+        self._lease = lease
+        self._announced = float("-inf")
         self._continuations = continuations
         self._webhooks = webhooks
         self._sweeper = sweeper
@@ -44,16 +60,29 @@ class Worker:
         self._running = 0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set, then finish what was begun."""
+        """Work until `stop` is set, then finish what was begun (STREAM-4)."""
         with self._wake.listen("jobs") as hint:
             async with asyncio.TaskGroup() as group:
                 while not stop.is_set():
+                    await self._announce()
                     jobs = await self._look()
                     for job in jobs:
                         self._running += 1
                         group.create_task(self._job(job))
                     if not jobs:
                         await first(hint.wait(LOOK_EVERY), stop.wait())
+                with contextlib.suppress(GatewayError):  # then it is forgotten in its own time
+                    await self._fleet.leave()
+
+    async def _announce(self) -> None:
+        now = time.monotonic()
+        if now - self._announced < ANNOUNCE_EVERY:
+            return
+        try:
+            await self._fleet.announce(self._version)
+            self._announced = now
+        except GatewayError as exc:
+            logger.warning("the replica is not known to others", extra={"code": exc.code})
 
     async def _look(self) -> list[Job]:
         free = MOST_AT_ONCE - self._running
@@ -70,6 +99,7 @@ class Worker:
         return []
 
     async def _job(self, job: Job) -> None:
+        keeping = asyncio.ensure_future(self._keep(job))
         try:
             if job.kind == "continue":
                 await self._continuations.run(job)
@@ -79,4 +109,13 @@ class Worker:
         except Exception:  # one bad job must not end the loop; it is taken again
             logger.exception("a job failed", extra={"kind": job.kind, "subject": job.subject})
         finally:
+            keeping.cancel()
             self._running -= 1
+
+    async def _keep(self, job: Job) -> None:
+        """Keep a job from other workers while it runs: the lease is for those that died."""
+        kept = True
+        while kept:
+            await asyncio.sleep(self._lease / 3)
+            with contextlib.suppress(GatewayError):
+                kept = await self._jobs.extend(job)

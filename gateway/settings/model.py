@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from ipaddress import ip_address, ip_network
@@ -75,7 +76,7 @@ class ServerSettings(Section):
     max_items: Count = 20_000
     lame_duck: Pause = 5.0
     grace_period: Pause = 45.0
-    lease: Annotated[Duration, Field(ge=1)] = 30.0
+    lease: Annotated[Duration, Field(ge=1)] = 10.0
     heartbeat: Annotated[Duration, Field(le=15)] = 15.0
     stall_timeout: Duration = 60.0
     head_timeout: Duration = 20.0
@@ -480,6 +481,12 @@ class Settings(BaseSettings):
     def to_rules(self) -> tuple[Rule, ...]:
         """Make the domain's rules, in the order of the file."""
         return tuple(rule.to_domain() for rule in self.rules)
+
+    @property
+    def version(self) -> str:
+        """Name what decides about tools, and for whom; the same on replicas that agree."""
+        deciding = self.model_dump_json(include={"rules", "mcp_servers", "tenants"})
+        return hashlib.sha256(deciding.encode()).hexdigest()[:16]
 
     def to_rule_set(self) -> RuleSet:
         """Make the rules ready to decide."""

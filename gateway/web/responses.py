@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 from litestar import Router, delete, get, post
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 from multidict import MultiDict
 
-from gateway.domain.documents import Document
+from gateway.domain.documents import Document, encode
 from gateway.domain.errors import BadRequest
 from gateway.domain.identity import Role
 from gateway.services.callers import Caller
 from gateway.services.conversations import ConversationService
 from gateway.services.records import Answer, EventStream
 from gateway.services.responses import ResponseService
+from gateway.services.resumption import Action, Resumption
 from gateway.services.turns import TurnService
 from gateway.web.answers import JSONAnswer, Pace, SSEAnswer, unless_left
 from gateway.web.doors import AnyRequest, Doors, wait_of
@@ -59,6 +61,34 @@ def _answered(answer: Answer | EventStream, pace: Pace, caller: Caller) -> ASGIA
     if isinstance(answer, EventStream):
         return SSEAnswer(answer, pace, extra)
     return JSONAnswer(answer, extra)
+
+
+class _Choice(msgspec.Struct, forbid_unknown_fields=True):
+    action: Action
+
+
+def _choice(document: Document) -> Action:
+    try:
+        return msgspec.json.decode(encode(document), type=_Choice).action
+    except msgspec.ValidationError as exc:
+        raise BadRequest(
+            f"'action' must be 'retry' or 'rewind', and nothing else is taken: {exc}.",
+            code="invalid_value",
+            param="action",
+        ) from exc
+
+
+def resumption_router(doors: Doors, resumption: Resumption, pace: Pace) -> Router:
+    """The door for a person's choice about a turn that cannot go on by itself (APPR-5)."""
+
+    @post(_paths("/responses/{response_id:str}/continue"), status_code=200)
+    async def continue_response(request: AnyRequest, response_id: FromPath[str]) -> ASGIApp:
+        """Choose for a held response that is in doubt: send its answers again, or take it back."""
+        caller = doors.caller(request)
+        action = _choice(await doors.document(request))
+        return _answered(await resumption.choose(caller, response_id, action), pace, caller)
+
+    return Router(path="/", route_handlers=[continue_response])
 
 
 def responses_router(doors: Doors, responses: ResponseService, pace: Pace) -> Router:

@@ -33,7 +33,12 @@ async def test_a_caller_that_asks_is_told_when_an_approval_is_requested_and_reso
 ) -> None:
     types = await _types(gateway, **{"Gateway-Events": "approvals"})
     extra = [kind for kind in types if kind.startswith("gateway.")]
-    assert extra == ["gateway.approval.requested", "gateway.approval.resolved"]
+    assert extra == [
+        "gateway.approval.requested",
+        "gateway.approval.resolved",
+        "gateway.continuation.started",
+        "gateway.continuation.completed",
+    ]
     assert types[-1] == "response.completed"
 
 

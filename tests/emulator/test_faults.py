@@ -181,3 +181,27 @@ async def test_leaving_ends_the_turn(slow: Provider, text: str, stream: bool) ->
     with anyio.fail_after(5):
         while (await _introspect(slow, "active"))["active"]:
             await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("store", [True, False], ids=["stored", "stateless"])
+async def test_a_fault_can_wait_for_the_answer_to_an_approval(
+    provider: Provider, demo: DemoServer, store: bool
+) -> None:
+    ask = f'/fault 500 on=approval times=1\n/call github.create_issue {{"title": "later {store}"}}'
+    first = (await provider.post(ask, tools=[demo.tool()], store=store)).json()
+    request = next(item for item in first["output"] if item["type"] == "mcp_approval_request")
+    answer = {
+        "type": "mcp_approval_response",
+        "approval_request_id": request["id"],
+        "approve": True,
+    }
+    statuses = []
+    for _ in range(2):
+        if store:
+            body = {"input": [answer], "previous_response_id": first["id"]}
+        else:
+            body = {"input": [{"role": "user", "content": ask}, *first["output"], answer]}
+        async with provider.http as client:
+            sent = {"model": MODEL, "tools": [demo.tool()], "store": store, **body}
+            statuses.append((await client.post("responses", json=sent)).status_code)
+    assert statuses == [500, 200]

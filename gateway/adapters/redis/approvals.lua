@@ -93,9 +93,18 @@ local function file(id, status, score, ttl)
   prune(index)
 end
 
-local function set_ready(id, key)
+-- Let a job go on with a batch, now or later; a batch that its caller goes on with has none.
+local function go_on(id, key, delay)
+  if redis.call('HGET', key, 'j') ~= '1' then return end
+  if not delay or delay <= 0 then return job('k', 'continue', 's', id) end
+  local fields = {'o', string.format('%.3f', now / 1000), 'k', 'continue', 's', id}
+  redis.call('ZADD', prefix .. 'jobs:later', int(now + delay), cmsgpack.pack(fields))
+  keep(prefix .. 'jobs:later', JOBS_TTL)
+end
+
+local function set_ready(id, key, delay)
   redis.call('HSET', key, 's', 'ready')
-  if redis.call('HGET', key, 'j') == '1' then job('k', 'continue', 's', id) end
+  go_on(id, key, delay)
 end
 
 -- Give an approval its final status; the last pending one of a batch makes the batch ready.
@@ -229,6 +238,7 @@ local function doubt(id, key)
   redis.call('ZREM', prefix .. 'leases', id)
   audit('continuation.indeterminate', id, 'f', redis.call('HGET', key, 'f'))
   redis.call('HSET', key, 's', 'indeterminate')
+  go_on(id, key)
   touched(redis.call('HGET', key, 't'))
 end
 
@@ -553,7 +563,7 @@ local ENDED = {
   done = 'completed', failed = 'failed', indeterminate = 'indeterminate', ready = 'released',
 }
 
--- id, fence, status, next response id, the upstream's id of the request
+-- id, fence, status, next response id, the upstream's id of the request, delay in ms of `ready`
 function op.finish()
   local key = batch_key(ARGV[4])
   local b = redis.call('HMGET', key, 's', 'f', 't', 'nx')
@@ -564,7 +574,7 @@ function op.finish()
   redis.call('HSET', key, 's', ARGV[6], 'nx', ARGV[7])
   redis.call('ZREM', prefix .. 'leases', ARGV[4])
   -- Nothing ran, so the same answers may be claimed and sent once more.
-  if ARGV[6] == 'ready' then set_ready(ARGV[4], key) end
+  if ARGV[6] == 'ready' then set_ready(ARGV[4], key, tonumber(ARGV[9])) end
   touched(b[3])
   return 1
 end
@@ -587,14 +597,15 @@ function op.abandon()
   return 1
 end
 
--- id, nonce, sealed actor. The answers of a batch in doubt are sent once more, by a job.
+-- id, nonce, sealed actor. The answers of a batch in doubt are sent once more: by a job, or by the
+-- caller that gave them.
 function op.retry()
   local id, key = ARGV[4], batch_key(ARGV[4])
   local b = redis.call('HMGET', key, 's', 'rn', 't')
   if b[2] == ARGV[5] then return 1 end
   if b[1] ~= 'indeterminate' then return 0 end
   audit('continuation.retried', id, 'f', redis.call('HGET', key, 'f'), 'change', ARGV[6])
-  redis.call('HSET', key, 'rn', ARGV[5], 'j', '1')
+  redis.call('HSET', key, 'rn', ARGV[5])
   for _, member in ipairs(members(key)) do note(member, 'retried', 'batch', ARGV[6]) end
   set_ready(id, key)
   touched(b[3])

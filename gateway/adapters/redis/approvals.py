@@ -372,13 +372,21 @@ class RedisApprovalStore(ApprovalStore):
         status: BatchStatus,
         next_response_id: str | None = None,
         upstream_request: str = "",
+        delay: float = 0.0,
     ) -> bool:
         if status not in _ENDS:
             raise ValueError(f"a batch does not end as {status.value}")
         following = _raw(next_response_id or "")
         return bool(
             await self._call(
-                "finish", tenant, batch_id, fence, status.value, following, upstream_request
+                "finish",
+                tenant,
+                batch_id,
+                fence,
+                status.value,
+                following,
+                upstream_request,
+                _millis(delay),
             )
         )
 

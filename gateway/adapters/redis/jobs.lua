@@ -1,6 +1,6 @@
 -- The job stream of a tenant. KEYS: jobs. ARGV: operation, prefix, tenant, then its own.
 -- A job is a flat list of fields: k kind, s subject, o occurred at, and where they apply
--- e event, i event id, a attempt.
+-- e event, i event id, t target, a attempt.
 local key, later = KEYS[1], ARGV[2] .. 'jobs:later'
 local TTL = 35 * 86400000
 

@@ -14,7 +14,7 @@ from gateway.adapters.redis import keys
 from gateway.adapters.redis.client import Client, Script, store_errors
 from gateway.domain.ports import Job, JobQueue
 
-LEASE = 30.0
+LEASE = 10.0
 """Seconds after which a job that is not done goes to another worker."""
 
 
@@ -91,9 +91,9 @@ class RedisJobQueue(JobQueue):
     async def done(self, job: Job) -> None:
         await self._call("done", job.tenant, job.token)
 
+    @override
     @store_errors
     async def extend(self, job: Job) -> bool:
-        """Keep a job for another lease; false when another worker has it by now."""
         return bool(await self._call("extend", job.tenant, job.token, self._consumer))
 
     @override
@@ -115,6 +115,7 @@ def _pack(job: Job) -> bytes:
         "o": f"{job.occurred_at:.3f}",
         "e": job.event,
         "i": job.event_id,
+        "t": job.target,
         "a": str(job.attempt) if job.attempt else "",
     }
     flat = [part for name, value in fields.items() if value for part in (name, value)]
@@ -133,5 +134,6 @@ def _job(tenant: str, token: bytes, flat: Sequence[bytes]) -> Job:
         event=fields.get("e", ""),
         event_id=fields.get("i", ""),
         occurred_at=float(fields.get("o", "0")),
+        target=fields.get("t", ""),
         attempt=int(fields.get("a", "0")),
     )

@@ -44,6 +44,9 @@ key for routing.
 
 from __future__ import annotations
 
+FLEET = b"gw:fleet"
+"""The live replicas, by the end of their sign of life; no tenant's."""
+
 WAKE_CHANNEL = "gw:wake"
 """The one channel of hints between replicas; it carries ids only."""
 
