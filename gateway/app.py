@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
@@ -18,6 +19,7 @@ from gateway.adapters.crypto import KeyRing as CipherRing
 from gateway.adapters.crypto import parse_key
 from gateway.adapters.logs import configure_logging
 from gateway.adapters.metrics import PrometheusMeter
+from gateway.adapters.opa import OpaEngine
 from gateway.adapters.openai.upstream import OpenAIUpstreams
 from gateway.adapters.redis.approvals import RedisApprovalStore
 from gateway.adapters.redis.audit import RedisAuditStore
@@ -53,6 +55,7 @@ from gateway.services.health import Health
 from gateway.services.judgement import Judge
 from gateway.services.legs import Legs
 from gateway.services.pipe import Pipe
+from gateway.services.policy import Policy, PolicyEngine
 from gateway.services.preparation import Catalog, Preparation
 from gateway.services.records import Records
 from gateway.services.redaction import RedactingUpstreams
@@ -64,7 +67,7 @@ from gateway.services.turns import EARLY, TurnService
 from gateway.services.webhook_endpoints import WebhookEndpoints
 from gateway.services.webhooks import Deliverer, Directory, FanOut, Messenger
 from gateway.services.worker import Worker
-from gateway.settings import Settings
+from gateway.settings import Settings, read_rules
 from gateway.web.answers import Pace
 from gateway.web.approvals import approvals_router
 from gateway.web.audit import audit_router
@@ -72,6 +75,7 @@ from gateway.web.doors import Doors
 from gateway.web.errors import on_exception, on_gateway_error, on_http_error
 from gateway.web.grants import grants_router
 from gateway.web.health import health_router
+from gateway.web.policy import policy_router
 from gateway.web.responses import (
     conversations_router,
     create_router,
@@ -174,8 +178,15 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     granted = Granted(
         store=stores.grants, meter=meter, fatigue=settings.approvals.fatigue.to_domain()
     )
+    policy = Policy(
+        rules,
+        servers=servers,
+        meter=meter,
+        engine=await _engine(stack, settings, secrets),
+        on_error=settings.policy.on_error,
+    )
     judge = Judge(
-        rules=rules, active=lambda key_id: keys.entry(key_id) is not None, granted=granted
+        policy=policy, active=lambda key_id: keys.entry(key_id) is not None, granted=granted
     )
     preparation = Preparation(
         turns=stores.turns,
@@ -315,6 +326,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         conversations_router(doors, conversations, pace),
         approvals_router(doors, approvals, pace),
         grants_router(doors, grants),
+        policy_router(doors, policy, partial(read_rules, known=settings)),
         audit_router(
             doors,
             AuditService(
@@ -347,6 +359,16 @@ def _playground(settings: Settings) -> Playground | None:
         servers=settings.to_mcp_servers(),
         suggestions=[Suggestion(one.title, one.text) for one in settings.console.suggestions],
     )
+
+
+async def _engine(
+    stack: AsyncExitStack, settings: Settings, secrets: SecretResolver
+) -> PolicyEngine | None:
+    policy = settings.policy
+    if policy.url is None:
+        return None
+    engine = OpaEngine(policy.url, timeout=policy.timeout, headers=policy.headers, secrets=secrets)
+    return await stack.enter_async_context(engine)
 
 
 async def _cipher(settings: Settings, secrets: SecretResolver) -> CipherRing:

@@ -85,6 +85,7 @@ def _plain_http(settings: Settings) -> Iterator[str]:
         *((f"upstreams[{i}].base_url", item.base_url) for i, item in enumerate(settings.upstreams)),
         *((f"mcp_servers[{i}].url", item.url) for i, item in enumerate(settings.mcp_servers)),
         *((f"webhooks[{i}].url", item.url) for i, item in enumerate(settings.webhooks)),
+        ("policy.url", settings.policy.url or ""),
     ]
     for key, url in urls:
         if url.startswith("http:") and not is_loopback(url):
@@ -243,7 +244,7 @@ async def _secret_faults(settings: Settings, resolve: Resolve) -> list[str]:
             value = await resolve(ref)
             if key.startswith("encryption."):
                 parse_key(value)
-            elif key.startswith("mcp_servers["):
+            elif key.startswith(("mcp_servers[", "policy.")):
                 header_value(value)
         except SecretUnavailable as exc:
             found.append(f"{key}: {exc}")
@@ -261,6 +262,8 @@ def _references(settings: Settings) -> Iterator[tuple[str, SecretRef]]:
     for index, server in enumerate(settings.mcp_servers):
         for name, ref in server.headers.items():
             yield f"mcp_servers[{index}].headers.{name}", ref
+    for name, ref in settings.policy.headers.items():
+        yield f"policy.headers.{name}", ref
     for index, webhook in enumerate(settings.webhooks):
         if webhook.secret is not None:
             yield f"webhooks[{index}].secret", webhook.secret

@@ -81,7 +81,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "APPR-13": Requirement(
         "rules in full",
         "part",
-        "no CEL end to end, shadow reports, simulate over HTTP, load lines or OPA yet",
+        "shadow decisions are not in the audit yet",
     ),
     "STREAM-1": Requirement("one path, bounded memory, back-pressure"),
     "STREAM-2": Requirement("leaving a plain turn cancels the upstream call at once"),

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-import msgspec
 from typing_extensions import override
 
 from gateway.domain.documents import count_exceeds
@@ -129,12 +128,16 @@ def _end(text: str, start: int) -> int:
 @dataclass(slots=True)
 class _CelExpression(Expression):
     _source: str
-    _program: Any
+    _program: Any = field(compare=False, repr=False)
 
     @property
     @override
     def source(self) -> str:
         return self._source
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return compile_when, (self._source,)  # settings go to worker processes
 
     @override
     def holds(self, facts: Facts) -> bool:
@@ -175,28 +178,9 @@ _contexts = _Contexts()
 
 
 def _variables(facts: Facts) -> dict[str, Any]:
-    call = facts.call
-    if count_exceeds(call.arguments.encode(), MAX_VALUES):
+    if count_exceeds(facts.call.arguments.encode(), MAX_VALUES):
         raise RuleError(f"when: the arguments hold more than {MAX_VALUES:,} values")
-    said = msgspec.structs.asdict(call.annotations)
-    return {
-        "args": _plain(facts.arguments),
-        "server": call.server,
-        "tool": call.tool,
-        "trust": call.trust,
-        "annotations": {name: value for name, value in said.items() if value is not None},
-        "principal": {
-            "tenant": call.tenant,
-            "subject": call.subject,
-            "roles": sorted(call.roles),
-            "groups": sorted(call.groups),
-            "end_user": call.end_user,
-        },
-        "chain": {
-            "saw_untrusted": call.chain.saw_untrusted,
-            "saw_private": call.chain.saw_private,
-        },
-    }
+    return facts.document(_plain(facts.arguments))
 
 
 def _plain(value: Any) -> Any:

@@ -96,6 +96,24 @@ class PrometheusMeter(Meter):
             ("server", "event"),
             registry=self._registry,
         )
+        self._rulings = Counter(
+            "gateway_policy_rulings",
+            "Calls by the rule that decided them.",
+            ("rule", "effect"),
+            registry=self._registry,
+        )
+        self._rule_errors = Counter(
+            "gateway_policy_errors",
+            "Rules and engines that had no answer for a call.",
+            ("rule",),
+            registry=self._registry,
+        )
+        self._shadow = Counter(
+            "gateway_policy_shadow_decisions",
+            "Calls that rules in shadow mode would have decided otherwise.",
+            ("rule", "effective", "shadow"),
+            registry=self._registry,
+        )
         self._repairs = Counter(
             "gateway_repairs",
             "Inputs mended once after an upstream refused them.",
@@ -182,6 +200,18 @@ class PrometheusMeter(Meter):
     @override
     def grant(self, *, server: str, event: str) -> None:
         self._child(self._grants, self._server(server), event).inc()
+
+    @override
+    def ruling(self, *, rule: str, effect: str) -> None:
+        self._child(self._rulings, rule, effect).inc()
+
+    @override
+    def rule_error(self, rule: str) -> None:
+        self._child(self._rule_errors, rule).inc()
+
+    @override
+    def shadow_decision(self, *, rule: str, effective: str, shadow: str) -> None:
+        self._child(self._shadow, rule, effective, shadow).inc()
 
     @override
     def repaired(self, upstream: str) -> None:

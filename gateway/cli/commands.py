@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import rich_click as click
 
@@ -211,16 +211,37 @@ def policy() -> None:
 @policy.command("simulate")
 @click.option("--server", required=True, help="The MCP server's label.")
 @click.option("--tool", required=True, help="The tool's name.")
+@click.option("--args", "arguments", default="{}", help="The arguments, as JSON.")
+@click.option("--tenant", default="", help="The caller's tenant.")
+@click.option("--subject", default="", help="The caller's subject.")
+@click.option("--role", "roles", multiple=True, help="A role of the caller; may be repeated.")
+@click.option("--group", "groups", multiple=True, help="A group of the caller; may be repeated.")
+@click.option("--end-user", default="", help="The end user that the caller names.")
+@click.option(
+    "--annotation",
+    "annotations",
+    multiple=True,
+    metavar="NAME=BOOL",
+    help="What the tool says of itself, such as `read_only=true`; may be repeated.",
+)
+@click.option("--saw-untrusted", is_flag=True, help="An untrusted tool ran in the chain before.")
+@click.option("--saw-private", is_flag=True, help="A private tool ran in the chain before.")
+@click.option("--explain", is_flag=True, help="Also tell what became of every rule, and why.")
 @config_option
 @json_option
-def policy_simulate(server: str, tool: str, config: Path | None, as_json: bool) -> None:
+def policy_simulate(config: Path | None, as_json: bool, explain: bool, **call: Any) -> None:
     """Tell what the rules say of a call: effect, rule, reason, and who may approve.
 
     The most restrictive match wins. A known server without a match: ask; an unknown one: deny.
     """
-    from gateway.cli.policy import simulate
+    from gateway.cli.policy import make_call, simulate
 
-    click.echo(simulate(read_settings(config), server, tool, as_json=as_json))
+    settings = read_settings(config)
+    try:
+        made = make_call(settings, **call)
+    except ValueError as exc:
+        raise click.UsageError(f"--annotation {exc}") from None
+    click.echo(simulate(settings, made, as_json=as_json, explain=explain))
 
 
 @cli.group()

@@ -973,6 +973,18 @@ class Meter(Protocol):
         """Count what happens to grants: issued, used, revoked, dropped, tiring."""
         ...
 
+    def ruling(self, *, rule: str, effect: str) -> None:
+        """Count a call that the rules decided, by the rule that decided."""
+        ...
+
+    def rule_error(self, rule: str) -> None:
+        """Count a rule, or an engine, that had no answer for a call."""
+        ...
+
+    def shadow_decision(self, *, rule: str, effective: str, shadow: str) -> None:
+        """Count a call that rules in shadow mode would have decided otherwise."""
+        ...
+
     def repaired(self, upstream: str) -> None:
         """Count an input that was mended after a refusal (STATE-5)."""
         ...

@@ -20,6 +20,7 @@ from gateway.domain.rules import Effect, RuleSet, Ruling
 from gateway.domain.tools import BY_CALLER, NOT_OFFERED, OWN_SERVER, UNKNOWN, Attachment, Tools
 from gateway.domain.turns import ApprovalRequest, TurnState
 from gateway.services.granted import Decision, Granted
+from gateway.services.policy import Policy
 
 
 class Judge:
@@ -29,15 +30,15 @@ class Judge:
         active: Whether the key with an id still exists: what a revoked caller asked for never runs.
     """
 
-    def __init__(self, *, rules: RuleSet, active: Callable[[str], bool], granted: Granted) -> None:
-        self._rules = rules
+    def __init__(self, *, policy: Policy, active: Callable[[str], bool], granted: Granted) -> None:
+        self._policy = policy
         self._active = active
         self._granted = granted
 
     @property
     def rules(self) -> RuleSet:
         """The rules, for what is compiled into a request."""
-        return self._rules
+        return self._policy.rules
 
     async def call(self, state: TurnState, tools: Tools, request: ApprovalRequest) -> Call:
         """Gather what a call is decided by."""
@@ -71,13 +72,15 @@ class Judge:
         tightened = attachment is not None and attachment.tightens(call.tool)
         return await self._granted.decide(call, ruling, approval_id, closed=tightened)
 
-    async def judge(self, call: Call, attachment: Attachment | None) -> Ruling:
-        """Judge a call by all but the grants; changes nothing."""
+    async def judge(
+        self, call: Call, attachment: Attachment | None, *, again: bool = False
+    ) -> Ruling:
+        """Judge a call by all but the grants; `again` where it was judged and counted before."""
         if attachment is None:
             return UNKNOWN
         if attachment.server is None:
             return OWN_SERVER
-        ruling = self._rules.judge(call)
+        ruling = await (self._policy.rejudge(call) if again else self._policy.judge(call))
         if ruling.effect is Effect.DENY:
             return ruling
         if attachment.offered is not None and call.tool not in attachment.offered:
@@ -91,7 +94,7 @@ class Judge:
 
         Only what the rules always allow was sent as free to run (MCP-4).
         """
-        return tools.ruling(self._rules, server, tool).effect is Effect.ALLOW
+        return tools.ruling(self.rules, server, tool).effect is Effect.ALLOW
 
     async def revalidated(self, batch: Batch, state: TurnState, tools: Tools) -> Batch:
         """Check again, just before sending, all that the approvals of a batch are bound to.
@@ -116,7 +119,7 @@ class Judge:
         grant = granted_by(approval)
         if grant and not await self._granted.stands(approval.tenant, grant):
             return superseded(approval)
-        ruling = await self.judge(call, attachment)
+        ruling = await self.judge(call, attachment, again=True)
         others = ruling.effect is Effect.ASK and ruling.approval.by != "caller"
         if ruling.effect is Effect.DENY or (approval.by == "caller" and others):
             return superseded(approval)

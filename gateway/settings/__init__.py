@@ -4,7 +4,7 @@ Only the composition root and the command line read settings; everything else ge
 which the `to_…` methods make. A secret is never here, only its reference.
 """
 
-from gateway.settings.load import ConfigError, load_settings
+from gateway.settings.load import ConfigError, load_settings, read_rules
 from gateway.settings.model import (
     ApiKeyAuthSettings,
     ApiKeySettings,
@@ -48,4 +48,5 @@ __all__ = [
     "UpstreamSettings",
     "WebhookSettings",
     "load_settings",
+    "read_rules",
 ]

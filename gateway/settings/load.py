@@ -7,7 +7,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +16,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource, SettingsError
 
-from gateway.settings.model import Location, Settings
+from gateway.domain.rules import InvalidRules, Rule, RuleFault
+from gateway.settings.lines import Location, rule_line
+from gateway.settings.model import Settings, inconsistencies
+from gateway.settings.rules import Candidates
 from gateway.settings.section import Section
 
 _PREFIX = "GATEWAY_"
@@ -45,7 +48,13 @@ def load_settings(path: Path | None = None) -> Settings:
         ConfigError: The file cannot be read, or a key or value is wrong.
     """
     path = path or _default_path()
-    sources = _Sources(name=str(path or "settings"), file=_read(path), environment=_environment())
+    text = _text(path)
+    sources = _Sources(
+        name=str(path or "settings"),
+        text=text,
+        file=_parsed(path, text),
+        environment=_environment(),
+    )
     faults = [*_misplaced_variables(sources), *_plain_password(sources)]
     try:
         settings = Settings(**_merge(sources.file, sources.environment))
@@ -62,6 +71,7 @@ class _Sources:
     """What each source says, so that a fault can be laid at the right door."""
 
     name: str
+    text: str
     file: dict[str, Any]
     environment: dict[str, Any]
 
@@ -93,19 +103,24 @@ def _default_path() -> Path | None:
     return usual if usual.is_file() else None
 
 
-def _read(path: Path | None) -> dict[str, Any]:
+def _text(path: Path | None) -> str:
     if path is None:
-        return {}
+        return ""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError([f"{path}: not valid TOML: {exc}"]) from None
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: not valid TOML: the file is not UTF-8"]) from None
     except OSError as exc:
         raise ConfigError(
             [f"{path}: cannot be read: {exc.strerror or type(exc).__name__}"]
         ) from None
+
+
+def _parsed(path: Path | None, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError([f"{path}: not valid TOML: {exc}"]) from None
 
 
 def _environment() -> dict[str, Any]:
@@ -195,7 +210,82 @@ def _telling(errors: list[ErrorDetails]) -> list[ErrorDetails]:
 def _line(error: ErrorDetails, sources: _Sources) -> str:
     merged = _merge(sources.file, sources.environment)
     location = _key_path(error["loc"], merged, missing=error["type"] == "missing")
-    return f"{sources.origin(location)}: {_written(location)}: {_message(error)}"
+    origin = sources.origin(location)
+    fault = _rule_fault(location, error, merged)
+    if fault is None:
+        return f"{origin}: {_written(location)}: {_message(error)}"
+    line = rule_line(sources.text, location) if origin == sources.name else None
+    place = f"{origin}:{line}" if line else origin
+    return ": ".join(filter(None, (f"{place}: {named_rule(fault)}", fault.path, fault.message)))
+
+
+def _rule_fault(
+    location: Location, error: ErrorDetails, data: Mapping[str, Any]
+) -> RuleFault | None:
+    """Read a fault inside a rule; its path begins below the rule."""
+    if len(location) < 2 or location[0] != "rules" or not isinstance(location[1], int):
+        return None
+    rule = data["rules"][location[1]]
+    name = rule.get("id") if isinstance(rule, dict) else None
+    return RuleFault(
+        path=_written(location[2:]) if len(location) > 2 else "",
+        message=_message(error),
+        index=location[1],
+        rule=name if isinstance(name, str) else None,
+    )
+
+
+def named_rule(fault: RuleFault) -> str:
+    """Name the rule of a fault: `rules[3] "writes"`."""
+    return f'rules[{fault.index}] "{fault.rule}"' if fault.rule else f"rules[{fault.index}]"
+
+
+def read_rules(rules: object, *, known: Settings) -> tuple[Rule, ...]:
+    """Read candidates for the rules of a configuration (APPR-13).
+
+    Args:
+        rules: A list of JSON objects, or TOML text with `[[rules]]` tables.
+        known: The configuration that they are for.
+
+    Raises:
+        InvalidRules: Some rule cannot be used.
+    """
+    text = rules if isinstance(rules, str) else ""
+    data = {"rules": _tables(text) if isinstance(rules, str) else rules}
+    try:
+        candidates = Candidates(**data)
+    except ValidationError as exc:
+        errors = _telling(exc.errors(include_url=False, include_input=False))
+        raise InvalidRules([_candidate_fault(error, data, text) for error in errors]) from None
+    settings = known.model_copy(update={"rules": candidates.rules})
+    faults = [
+        _candidate_fault({"loc": loc, "msg": message, "type": "reference"}, data, text)
+        for loc, message in inconsistencies(settings)
+        if loc[0] == "rules"
+    ]
+    if faults:
+        raise InvalidRules(faults)
+    return settings.to_rules()
+
+
+def _tables(text: str) -> object:
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise InvalidRules([RuleFault(path="", message=f"not valid TOML: {exc}")]) from None
+    unknown = sorted(document.keys() - {"rules"})
+    if unknown:
+        message = f"{unknown[0]} is not part of the rules; only [[rules]] tables may be given"
+        raise InvalidRules([RuleFault(path="", message=message)])
+    return document.get("rules", [])
+
+
+def _candidate_fault(error: Any, data: Mapping[str, Any], text: str) -> RuleFault:
+    location = _key_path(error["loc"], data, missing=error["type"] == "missing")
+    fault = _rule_fault(location, error, data)
+    if fault is None:
+        return RuleFault(path=_written(location), message=_message(error))
+    return replace(fault, line=rule_line(text, location) if text else None)
 
 
 def _key_path(location: Location, data: object, *, missing: bool) -> Location:

@@ -39,10 +39,10 @@ from gateway.settings.fields import (
     Subject,
     WebUrl,
 )
-from gateway.settings.rules import RuleSettings
+from gateway.settings.lines import Location
+from gateway.settings.rules import PolicySettings, RuleSettings
 from gateway.settings.section import Section
 
-Location = tuple[str | int, ...]
 MiB = 1024 * 1024
 
 
@@ -426,6 +426,7 @@ class Settings(BaseSettings):
     mcp_servers: tuple[McpServerSettings, ...] = ()
     rules: tuple[RuleSettings, ...] = ()
     approvals: ApprovalsSettings = ApprovalsSettings()
+    policy: PolicySettings = PolicySettings()
     tenants: tuple[TenantSettings, ...] = ()
     api_keys: tuple[ApiKeySettings, ...] = ()
     auth: AuthSettings = AuthSettings()
@@ -453,7 +454,7 @@ class Settings(BaseSettings):
             InitErrorDetails(
                 type=PydanticCustomError("reference", "{text}", {"text": text}), loc=loc, input=None
             )
-            for loc, text in _inconsistencies(self)
+            for loc, text in inconsistencies(self)
         ]
         if faults:
             raise ValidationError.from_exception_data("Settings", faults, hide_input=True)
@@ -491,7 +492,11 @@ class Settings(BaseSettings):
     def to_rule_set(self) -> RuleSet:
         """Make the rules ready to decide."""
         return RuleSet(
-            self.to_rules(), servers={server.label: server.trust for server in self.mcp_servers}
+            self.to_rules(),
+            servers={server.label: server.trust for server in self.mcp_servers},
+            engine=""
+            if self.policy.engine == "rules"
+            else f"{self.policy.engine} {self.policy.url}",
         )
 
     def to_tenants(self) -> tuple[Tenant, ...]:
@@ -514,7 +519,8 @@ class Settings(BaseSettings):
         return tuple(key.to_domain() for key in self.api_keys)
 
 
-def _inconsistencies(settings: Settings) -> Iterator[tuple[Location, str]]:
+def inconsistencies(settings: Settings) -> Iterator[tuple[Location, str]]:
+    """Find what sections say that does not fit together: where, and what."""
     yield from _duplicates("encryption", [key.id for key in settings.encryption.keys], "keys", "id")
     yield from _duplicates("upstreams", [item.name for item in settings.upstreams], "name")
     yield from _duplicates("models", [item.name for item in settings.models], "name")
@@ -525,6 +531,8 @@ def _inconsistencies(settings: Settings) -> Iterator[tuple[Location, str]]:
     yield from _duplicates("webhooks", [hook.id for hook in settings.webhooks], "url")
     yield from _lost_references(settings)
     yield from _lost_servers(settings)
+    if (settings.policy.engine == "opa") != (settings.policy.url is not None):
+        yield ("policy", "url"), 'belongs to engine = "opa", which cannot do without it'
     for index, server in enumerate(settings.mcp_servers):
         yield from _shadowed_headers(index, server)
     for index, upstream in enumerate(settings.upstreams):

@@ -22,7 +22,16 @@ from gateway.domain.rules import (
     make_predicate,
 )
 from gateway.domain.terms import ApprovalTerms, Escalation, OnTimeout, ReasonRequired
-from gateway.settings.fields import Approver, Count, Duration, Identifier, Name
+from gateway.settings.fields import (
+    Approver,
+    Count,
+    Duration,
+    HeaderName,
+    Identifier,
+    Name,
+    Reference,
+    WebUrl,
+)
 from gateway.settings.section import Section
 
 
@@ -262,3 +271,26 @@ class RuleSettings(Section):
             mode=self.mode,
             on_error=self.on_error,
         )
+
+
+class PolicySettings(Section):
+    """An engine that is asked beside the rules; the more restrictive of both wins.
+
+    Attributes:
+        url: Where Open Policy Agent answers: `http://127.0.0.1:8181/v1/data/gateway/decision`.
+        headers: Header name to the reference of its whole value.
+        on_error: What a call gets that the engine has no answer for; absent: deny where the tool
+            may destroy, else ask.
+    """
+
+    engine: Literal["rules", "opa"] = "rules"
+    url: WebUrl | None = None
+    timeout: Annotated[Duration, Field(le=30)] = 1.0
+    headers: dict[HeaderName, Reference] = {}
+    on_error: Literal["ask", "deny"] | None = None
+
+
+class Candidates(Section):
+    """Rules that are not in force."""
+
+    rules: Annotated[tuple[RuleSettings, ...], Field(max_length=1000)]

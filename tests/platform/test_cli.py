@@ -123,6 +123,66 @@ def test_simulate_says_when_a_tool_is_not_offered(write: Write) -> None:
     assert "b is not in the allowed_tools of github" in run("policy", "simulate", *arguments).output
 
 
+@pytest.mark.covers("APPR-13", "RUN-5")
+def test_simulate_takes_all_that_a_rule_can_look_at(write: Write) -> None:
+    rule = """
+[[rules]]
+id = "all"
+effect = "allow"
+[rules.match]
+tool = "pay"
+args = { "/n" = { lt = 5 } }
+annotations = { destructive = false }
+[rules.match.principal]
+tenants = ["acme"]
+groups = ["finance"]
+roles = ["caller"]
+subjects = ["svc:*"]
+end_users = ["ann"]
+[[rules]]
+id = "taint"
+effect = "deny"
+match = { tool = "pay", chain = { saw_untrusted = true, saw_private = true } }
+[[rules]]
+id = "soon"
+effect = "deny"
+mode = "shadow"
+match = { tool = "pay" }
+"""
+    path = write()
+    text = path.read_text().replace('label = "github"', 'label = "github"\ntrust = "reviewed"')
+    path.write_text(text + rule)
+    usual = ["policy", "simulate", "--config", str(path), "--server", "github", "--tool", "pay"]
+    who = ["--tenant", "acme", "--group", "finance", "--role", "caller"]
+    who += ["--subject", "svc:web", "--end-user", "ann"]
+    said = ["--args", '{"n": 4.5}', "--annotation", "destructive=false"]
+    assert run(*usual, *who, *said).output == (
+        "github.pay: allow\nrule: all\nin shadow: deny, by soon\n"
+    )
+    assert run(*usual, *who).output.startswith("github.pay: ask\nrule: default\n")
+    assert run(*usual, *said).output.startswith("github.pay: ask\nrule: default\n")
+    explained = run(*usual, *who, *said, "--saw-untrusted", "--saw-private", "--explain").output
+    assert explained.startswith("github.pay: deny\nrule: taint\n")
+    assert "allow reads: not matched: not: tool is search_*\n" in explained
+    assert "allow all: matched\n" in explained
+    assert "deny soon (shadow): matched\n" in explained
+    shown = json.loads(run(*usual, *who, *said, "--json").output)
+    assert shown["shadow"] == {"effect": "deny", "rule": "soon"}
+    assert shown["rules"][-3:] == [
+        {"id": "all", "mode": "enforce", "outcome": "matched", "why": ""},
+        {
+            "id": "taint",
+            "mode": "enforce",
+            "outcome": "not_matched",
+            "why": "not: chain.saw_untrusted is true",
+        },
+        {"id": "soon", "mode": "shadow", "outcome": "matched", "why": ""},
+    ]
+    wrong = run(*usual, "--annotation", "destructive=maybe")
+    assert wrong.exit_code == 2
+    assert "must be NAME=true or NAME=false" in wrong.output
+
+
 @pytest.mark.covers("RUN-4")
 def test_check_prints_one_line_per_fault(write: Write) -> None:
     result = run("check", "--config", str(write(("https://mcp", "http://mcp"))))

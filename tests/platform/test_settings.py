@@ -128,22 +128,120 @@ CHANGED = [
     ("{ Authorization", '{ "Content-Length"', "mcp_servers[0].headers.Content-Length: is a header"),
     ("{ Authorization", '{ "A b"', "mcp_servers[0].headers.A b: is not a valid header name"),
     ('label = "github"', 'label = "git hub"', "mcp_servers[0].label: must be 1 to 63"),
-    ('effect = "allow"', 'effect = "maybe"', "rules[0].effect: must be 'allow', 'ask' or 'deny'"),
-    ("quorum = 1", "quorum = 0", "rules[1].approval.quorum: must be greater than 0"),
-    ('["role:approver"]', '["bob"]', "rules[1].approval.approvers[0]: must be role:NAME"),
-    ('["role:approver"]', '["role:boss"]', "rules[1].approval.approvers[0]: names no role"),
-    ('["role:approver"]', "[]", "rules[1].approval.approvers: "),
+    ('effect = "allow"', 'effect = "maybe"', "rules[0] \"reads\": effect: must be 'allow'"),
+    ("quorum = 1", "quorum = 0", 'rules[1] "writes": approval.quorum: must be greater than 0'),
+    ('["role:approver"]', '["bob"]', 'rules[1] "writes": approval.approvers[0]: must be role:NAME'),
+    (
+        '["role:approver"]',
+        '["role:boss"]',
+        'rules[1] "writes": approval.approvers[0]: names no role',
+    ),
+    ('["role:approver"]', "[]", 'rules[1] "writes": approval.approvers: '),
     ('roles = ["caller"]', 'roles = ["cook"]', "api_keys[0].roles[0]: must be 'caller'"),
     (f'"{HASH}"', f'"gw_web_{CANARY}"', "api_keys[0].hash: must be sha256: and 64 hex digits"),
-    ('server = "github", tool = "c', 'server = "gl*", tool = "c', "rules[1].match.server: "),
-    ('id = "writes"', 'id = "reads"', 'rules[1].id: "reads" is used twice'),
+    (
+        'server = "github", tool = "c',
+        'server = "gl*", tool = "c',
+        'rules[1] "writes": match.server: ',
+    ),
+    ('id = "writes"', 'id = "reads"', 'rules[1] "reads": id: "reads" is used twice'),
 ]
 
 
 @pytest.mark.parametrize(("old", "new", "fault"), CHANGED)
 def test_a_fault_in_a_section_names_its_place(write: Write, old: str, new: str, fault: str) -> None:
     path = write((old, new))
-    assert any(line.startswith(f"{path}: {fault}") for line in faults_of(path)), faults_of(path)
+    found = [re.sub(r"\.toml:\d+: rules", ".toml: rules", line) for line in faults_of(path)]
+    assert any(line.startswith(f"{path}: {fault}") for line in found), found
+
+
+RULES = """# [[rules]] in a comment is none
+[[rules]]
+id = "first"
+effect = "allow"
+reason = '''
+[[rules]]
+is text here'''
+
+[[rules]]
+id = "second"
+effect = "ask"
+match = { tool = "pay", args = { "/amount" = { gee = 100 } } }
+
+[[rules]]
+id = "third"
+effect = "deny"
+# amount
+[rules.match.args]
+"/a" = { ge = 1 }
+"/amount" = { exists = true,  ge = "1" }
+[rules.match.principal]
+groupz = ["x"]
+
+[server]
+port = 1
+
+[[rules]]
+effect = "deny"
+"when" = "args.amount >"
+
+[[rules]]
+id = "fifth"
+effect = "deny"
+[rules.match]
+chain = { saw_untrusted = 7 }
+args = { amount = { ge = 1 }, "/b" = {} }
+[[ rules ]]
+id = "sixth"
+effect = "deny"
+when = "request.amount > now() && args.l.exists(x, args.l.exists(y, x == y))"
+[[rules]]
+id = "first"
+effect = "deny"
+"""
+
+
+@pytest.mark.covers("APPR-13", "RUN-6")
+def test_a_fault_in_a_rule_names_file_line_and_rule(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(RULES)
+    found = faults_of(path)
+    assert found[:8] == [
+        f'{path}:12: rules[1] "second": match.args./amount.gee: unknown predicate; '
+        "did you mean ge?",
+        f'{path}:20: rules[2] "third": match.args./amount.ge: must be a number',
+        f'{path}:22: rules[2] "third": match.principal.groupz: unknown setting; '
+        "did you mean groups?",
+        f"{path}:27: rules[3]: id: is required",
+        f"{path}:29: rules[3]: when: is not a CEL expression: "
+        + found[4].partition("expression: ")[2],
+        f'{path}:36: rules[4] "fifth": match.args.amount: must be a JSON pointer such as "/amount"',
+        f'{path}:36: rules[4] "fifth": match.args./b: must be a table of predicates such as '
+        "{ ge = 100 }",
+        f'{path}:35: rules[4] "fifth": match.chain.saw_untrusted: '
+        + found[7].partition("saw_untrusted: ")[2],
+    ]
+    assert found[8].startswith(f'{path}:40: rules[5] "sixth": when: goes over a list inside')
+    assert "1:" in found[4]
+    assert len(found) == 9
+    path.write_text(
+        RULES.partition('[[rules]]\nid = "second"')[0] + '[[rules]]\nid = "first"\neffect = "ask"'
+    )
+    assert faults_of(path) == [f'{path}:10: rules[1] "first": id: "first" is used twice']
+
+
+@pytest.mark.covers("APPR-13", "RUN-6")
+def test_a_fault_in_a_rule_of_the_environment_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text("")
+    rules = [{"id": "a", "effect": "deny", "match": {"args": {"/x": {"under_path": "x"}}}}]
+    monkeypatch.setenv("GATEWAY_RULES", json.dumps(rules))
+    assert faults_of(path) == [
+        'environment GATEWAY_RULES: rules[0] "a": match.args./x.under_path: must be an absolute '
+        'path such as "/srv/data", without "." or ".."'
+    ]
 
 
 ADDED = [
@@ -312,7 +410,19 @@ def test_without_tenants_each_key_brings_its_own(write: Write) -> None:
 
 
 def test_sections_can_be_replaced_and_settings_sent_to_workers(write: Write) -> None:
-    settings = load_settings(write()).replace(server={"port": 1})
+    path = write()
+    rule = """
+[[rules]]
+id = "z"
+effect = "deny"
+match.args = { "/a" = { regex = "x", len = { ge = 1 } } }
+when = "args.a == 'x'"
+"""
+    path.write_text(path.read_text() + rule)
+    settings = load_settings(path).replace(server={"port": 1})
+    assert json.loads(settings.model_dump_json())["rules"][-1]["match"]["args"] == {
+        "/a": {"regex": "x", "len": {"ge": 1}}
+    }
     assert pickle.loads(pickle.dumps(settings)) == settings
     assert settings.server.port == 1
     assert json.loads(settings.model_dump_json())["server"]["port"] == 1

@@ -14,15 +14,17 @@ from gateway.domain.rules.model import (
     ArgumentTest,
     Effect,
     Expression,
+    InvalidRules,
     Match,
     PrincipalMatch,
     Rule,
     RuleError,
+    RuleFault,
     Ruling,
     strictest,
 )
 from gateway.domain.rules.predicates import PREDICATES, Predicate, make_predicate
-from gateway.domain.rules.ruleset import Finding, RuleSet
+from gateway.domain.rules.ruleset import Finding, RuleSet, as_document
 
 __all__ = [
     "MISSING",
@@ -32,14 +34,17 @@ __all__ = [
     "Expression",
     "Facts",
     "Finding",
+    "InvalidRules",
     "Match",
     "Pointer",
     "Predicate",
     "PrincipalMatch",
     "Rule",
     "RuleError",
+    "RuleFault",
     "RuleSet",
     "Ruling",
+    "as_document",
     "make_predicate",
     "parse_arguments",
     "strictest",

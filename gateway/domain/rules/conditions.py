@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+import msgspec
+
 from gateway.domain.calls import Call
 from gateway.domain.rules.arguments import parse_arguments
 from gateway.domain.rules.model import ArgumentTest, Effect, PrincipalMatch, Rule, RuleError
@@ -32,7 +34,7 @@ class Facts:
         try:
             self._arguments = parse_arguments(self.call.arguments)
         except RuleError as exc:
-            self.fault = f"The arguments cannot be judged: {exc}."
+            self.fault = f"the arguments are unclear: {exc}"
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -42,8 +44,31 @@ class Facts:
             RuleError: They cannot be read.
         """
         if self.fault is not None:
-            raise RuleError("the arguments cannot be read")
+            raise RuleError(self.fault)
         return self._arguments
+
+    def document(self, arguments: object) -> dict[str, Any]:
+        """Write the call for an engine, with the arguments in the form that it takes."""
+        call = self.call
+        said = msgspec.structs.asdict(call.annotations)
+        return {
+            "args": arguments,
+            "server": call.server,
+            "tool": call.tool,
+            "trust": call.trust,
+            "annotations": {name: value for name, value in said.items() if value is not None},
+            "principal": {
+                "tenant": call.tenant,
+                "subject": call.subject,
+                "roles": sorted(call.roles),
+                "groups": sorted(call.groups),
+                "end_user": call.end_user,
+            },
+            "chain": {
+                "saw_untrusted": call.chain.saw_untrusted,
+                "saw_private": call.chain.saw_private,
+            },
+        }
 
     @property
     def destructive(self) -> bool:

@@ -159,6 +159,7 @@ class Ruling:
         rule: The id of the deciding rule, or `default`.
         reason: The rule's own text; shown to people, and told to the model on a deny.
         errors: What could not be evaluated, `RULE: WHY` each; such a ruling is never an allow.
+        matched: The ids of all rules that match, those in shadow mode too.
         shadow: The ruling if shadow rules were in force, where it is another one.
         version: The hash of the rules that said so.
     """
@@ -168,6 +169,7 @@ class Ruling:
     approval: ApprovalTerms = DEFAULT_TERMS
     reason: str | None = None
     errors: tuple[str, ...] = ()
+    matched: tuple[str, ...] = ()
     shadow: Ruling | None = None
     version: str = ""
 
@@ -176,6 +178,32 @@ class Ruling:
         """An order: by effect; among asks a person other than the caller, then the quorum."""
         terms = self.approval
         return STRICTNESS[self.effect], terms.by == "approver", terms.quorum
+
+
+@dataclass(frozen=True, slots=True)
+class RuleFault:
+    """What is wrong with a rule as it is written.
+
+    Attributes:
+        path: The key inside the rule; "" where the rule as a whole is the fault.
+        index: The rule's place, from 0; `None` where it is about none of them.
+        rule: The rule's id, where it has one.
+        line: Where it stands in a text, if it came as one.
+    """
+
+    path: str
+    message: str
+    index: int | None = None
+    rule: str | None = None
+    line: int | None = None
+
+
+class InvalidRules(Exception):
+    """Rules that cannot be used."""
+
+    def __init__(self, faults: Iterable[RuleFault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(f"{fault.path}: {fault.message}" for fault in self.faults))
 
 
 def strictest(rulings: Iterable[Ruling]) -> Ruling:

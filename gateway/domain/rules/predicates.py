@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import partial
@@ -20,6 +20,7 @@ from operator import eq, ge, gt, le, lt
 from typing import Any
 
 import re2  # type: ignore[import-untyped]  # it has no stubs
+from typing_extensions import override
 
 from gateway.domain.rules.arguments import MISSING
 from gateway.domain.rules.model import RuleError
@@ -40,7 +41,7 @@ class Predicate:
 
     name: str
     operand: Any
-    test: Test
+    test: Test = field(compare=False, repr=False)
 
     def __call__(self, value: Any) -> bool:
         """Test what a pointer found.
@@ -53,6 +54,10 @@ class Predicate:
         if value is MISSING:
             raise RuleError("is missing")
         return self.test(value)
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_predicate, (self.name, self.operand)  # settings go to worker processes
 
 
 def make_predicate(name: str, operand: Any) -> Predicate:

@@ -109,21 +109,25 @@ class RuleSet:
         facts = Facts(call)
         return self.conclude([one.weigh(facts) for one in self._cover(call)], facts)
 
-    def explain(self, call: Call) -> tuple[Ruling, list[Finding]]:
-        """Decide one call as `judge` does, and tell what became of every rule, in their order."""
+    def explain(self, call: Call) -> list[Finding]:
+        """Tell what becomes of every rule for a call, in their order."""
         facts = Facts(call)
-        covering = {one.rule.id for one in self._cover(call)}
-        findings = [
-            one.weigh(facts) if one.rule.id in covering else _elsewhere(one.rule, call)
+        return [
+            one.weigh(facts) if one.covers(call.server, call.tool) else _elsewhere(one.rule, call)
             for one in self._compiled
         ]
-        return self.judge(call), findings
+
+    def having(self, rules: Iterable[Rule]) -> RuleSet:
+        """Make a set of other rules for the same servers and engine."""
+        servers = self._trust or self._servers
+        return RuleSet(rules, servers=servers, engine=self._engine)
 
     def conclude(self, findings: Iterable[Finding], facts: Facts) -> Ruling:
         """Make one ruling of what became of each rule."""
         told = [finding for finding in findings if finding.outcome != "not_matched"]
         enforced = [finding for finding in told if finding.rule.mode == "enforce"]
-        ruling = replace(_settle(enforced, facts), version=self.version)
+        matched = tuple(finding.rule.id for finding in told if finding.outcome == "matched")
+        ruling = replace(_settle(enforced, facts), version=self.version, matched=matched)
         if len(told) == len(enforced):
             return ruling
         shadow = _settle(told, facts)
@@ -194,7 +198,8 @@ def _settle(findings: list[Finding], facts: Facts) -> Ruling:
     rulings += [_doubt(one, facts) for one in errors]
     told = [f"{one.rule.id}: {one.why}" for one in errors]
     if facts.fault is not None:
-        rulings.append(Ruling(Effect.ASK, "default", reason=facts.fault))
+        reason = f"A person decides, since {facts.fault}."
+        rulings.append(Ruling(Effect.ASK, "default", reason=reason))
         told.append(f"default: {facts.fault}")
     ruling = strictest(rulings) if rulings else _NO_MATCH
     return replace(ruling, errors=tuple(told)) if told else ruling
