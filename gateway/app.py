@@ -266,6 +266,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         directory=directory,
         messenger=messenger,
         meter=meter,
+        audit=stores.audit,
         wake=stores.wake,
         tenants=tenants,
         retries=settings.webhook_delivery.retries,
@@ -336,7 +337,11 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         webhooks_router(
             doors,
             WebhookEndpoints(
-                store=stores.webhooks, directory=directory, messenger=messenger, sender=sender
+                store=stores.webhooks,
+                directory=directory,
+                messenger=messenger,
+                sender=sender,
+                audit=stores.audit,
             ),
         ),
         console_router(

@@ -6,7 +6,9 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +22,8 @@ from gateway.services.webhooks import Answer, WebhookSender
 
 TIMEOUT = 15.0
 """Seconds that a receiver may take, connecting included."""
+
+_LOOKUPS = 32
 
 _PLAIN = "is plain http, which is for loopback addresses alone, where they are allowed"
 
@@ -41,7 +45,9 @@ class HttpWebhookSender(WebhookSender):
 
     def __init__(self, *, timeout: float = TIMEOUT, lookup: Lookup | None = None) -> None:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
-        self._lookup = lookup or _look_up
+        # Name servers may hang, and their threads with them: nobody else waits for those.
+        self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="webhook-names")
+        self._lookup = lookup or self._look_up
         self._sessions: dict[tuple[Reach, bool], aiohttp.ClientSession] = {}
         self._stack = AsyncExitStack()
 
@@ -56,6 +62,7 @@ class HttpWebhookSender(WebhookSender):
     ) -> None:
         self._sessions.clear()
         await self._stack.aclose()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     @override
     async def refusal(self, url: str, reach: Reach) -> str | None:
@@ -89,6 +96,12 @@ class HttpWebhookSender(WebhookSender):
                 return Answer(status=response.status)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return Answer(error=_class_of(error))
+
+    async def _look_up(self, host: str, port: int) -> Sequence[str]:
+        loop = asyncio.get_running_loop()
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await loop.run_in_executor(self._threads, ask)
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     def _session(self, reach: Reach, plain: bool) -> aiohttp.ClientSession:
         """Find the session of a reach, made on first use."""
@@ -162,12 +175,6 @@ def _check(address: str, reach: Reach, plain: bool) -> None:
         raise _AddressRefused(f"leads to {reason}")
     if plain and not reach.allows_plain_http(address):
         raise _AddressRefused(_PLAIN)
-
-
-async def _look_up(host: str, port: int) -> Sequence[str]:
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def _class_of(error: Exception) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from gateway.domain.errors import BadRequest, Conflict, NotFound
-from gateway.domain.ports import WebhookStore
+from gateway.domain.ports import AuditLog, WebhookStore
 from gateway.domain.webhooks import (
     TEST,
     Delivery,
@@ -23,8 +23,6 @@ from gateway.domain.webhooks import (
 )
 from gateway.services.callers import Caller
 from gateway.services.webhooks import Answer, Directory, Messenger, WebhookSender
-
-logger = logging.getLogger("gateway.webhooks")
 
 MOST_ENDPOINTS = 32
 """Endpoints that a tenant may make."""
@@ -62,11 +60,13 @@ class WebhookEndpoints:
         directory: Directory,
         messenger: Messenger,
         sender: WebhookSender,
+        audit: AuditLog,
     ) -> None:
         self._store = store
         self._directory = directory
         self._messenger = messenger
         self._sender = sender
+        self._audit = audit
 
     async def create(self, caller: Caller, changes: Changes) -> WebhookEndpoint:
         """Make an endpoint; its secret is in `keys`, and shown this once.
@@ -85,6 +85,7 @@ class WebhookEndpoints:
         if changes.enabled is False:
             await self._store.switch(caller.tenant.id, endpoint.id, "user")
             endpoint = replace(endpoint, off="user")
+        await self._note(caller, "webhook.made", endpoint)
         return endpoint
 
     async def list(self, caller: Caller) -> Sequence[WebhookEndpoint]:
@@ -113,10 +114,13 @@ class WebhookEndpoints:
             _require_made(endpoint)
             await self._check(caller, endpoint, changes)
             endpoint = await self._write(caller, endpoint_id, lambda one, _: _set(one, changes))
+            await self._note(caller, "webhook.changed", endpoint)
         if changes.enabled is not None:
             off = None if changes.enabled else "user"
             await self._store.switch(caller.tenant.id, endpoint_id, off)
             endpoint = replace(endpoint, off=off)
+            event = "webhook.enabled" if changes.enabled else "webhook.disabled"
+            await self._note(caller, event, endpoint)
         return endpoint
 
     async def rotate(self, caller: Caller, endpoint_id: str, *, keep_old: bool) -> WebhookEndpoint:
@@ -136,12 +140,16 @@ class WebhookEndpoints:
             ]
             return replace(one, keys=(fresh, *old)[:_MOST_KEYS])
 
-        return await self._write(caller, endpoint_id, rotated)
+        endpoint = await self._write(caller, endpoint_id, rotated)
+        await self._note(caller, "webhook.rotated", endpoint, keep_old=keep_old)
+        return endpoint
 
     async def delete(self, caller: Caller, endpoint_id: str) -> None:
         """Remove an endpoint; what was to be sent there is not."""
-        _require_made(await self.retrieve(caller, endpoint_id))
+        endpoint = await self.retrieve(caller, endpoint_id)
+        _require_made(endpoint)
         await self._store.remove(caller.tenant.id, endpoint_id)
+        await self._note(caller, "webhook.removed", endpoint)
 
     async def test(self, caller: Caller, endpoint_id: str) -> tuple[WebhookEvent, Answer]:
         """Send `webhook.test` now, whatever the endpoint asked for, and tell the answer."""
@@ -220,8 +228,21 @@ class WebhookEndpoints:
             raise BadRequest(f"'url' {fault}.", code="invalid_value", param="url")
         refusal = await self._sender.refusal(endpoint.url, self._directory.reach(endpoint))
         if refusal is not None:
-            logger.warning("a webhook URL was refused: it %s", refusal)
+            await self._note(caller, "webhook.refused", endpoint, reason=refusal)
             raise BadRequest(f"'url' {refusal}.", code="url_not_allowed", param="url")
+
+    async def _note(
+        self, caller: Caller, event: str, endpoint: WebhookEndpoint, **detail: object
+    ) -> None:
+        """Note for the audit who did what; of the URL only its host: the rest may be a secret."""
+        host = urlsplit(endpoint.url).hostname or ""
+        await self._audit.note(
+            caller.tenant.id,
+            event,
+            actor=f"subject:{caller.principal.subject}",
+            subject=endpoint.id,
+            detail={"host": host, "events": list(endpoint.events), **detail},
+        )
 
 
 def _set(endpoint: WebhookEndpoint, changes: Changes) -> WebhookEndpoint:

@@ -20,6 +20,7 @@ from gateway.domain.errors import GatewayError, SecretUnavailable
 from gateway.domain.messages import render
 from gateway.domain.ports import (
     ApprovalStore,
+    AuditLog,
     Due,
     Job,
     Meter,
@@ -216,6 +217,7 @@ class Deliverer:
         directory: Directory,
         messenger: Messenger,
         meter: Meter,
+        audit: AuditLog,
         wake: Wake,
         tenants: Collection[str],
         retries: Sequence[float] = RETRIES,
@@ -226,6 +228,7 @@ class Deliverer:
         self._directory = directory
         self._messenger = messenger
         self._meter = meter
+        self._audit = audit
         self._wake = wake
         self._tenants = list(tenants)
         self._retries = tuple(retries)
@@ -314,6 +317,13 @@ class Deliverer:
         if settled == "disabled":
             logger.error("a webhook endpoint is gone and was switched off", extra=ids)
             self._meter.webhook_endpoint_disabled("gone")
+            await self._audit.note(
+                delivery.tenant,
+                "webhook.disabled",
+                actor="gateway",
+                subject=delivery.endpoint_id,
+                detail={"reason": "gone"},
+            )
             settled = "gone"
         elif settled in ("failed", "expired"):
             logger.error("a webhook was given up: %s", settled, extra=ids)
