@@ -252,7 +252,7 @@ class Deliverer:
     async def _take(self) -> Sequence[Due]:
         self._freed.clear()
         room = {
-            place: (1 if place in self._failing else AT_ONCE) - self._busy[place]
+            place: max((1 if place in self._failing else AT_ONCE) - self._busy[place], 0)
             for place in self._failing | set(self._busy)
         }
         try:

@@ -538,6 +538,40 @@ async def test_neither_secret_nor_url_of_an_endpoint_is_in_redis_or_logs(
     assert b"we_" in dump
 
 
+@pytest.mark.covers("APPR-9", "APPR-11")
+async def test_what_admins_do_and_what_is_refused_is_in_the_audit(stack: Stack) -> None:
+    async with provider(gone) as receiver:
+        with stack.gateway(**opened(stack)) as gateway:
+            endpoint = await made(gateway, receiver.url + "/secret-path")
+            path = f"{ENDPOINTS}/{endpoint['id']}"
+            await ask(gateway)
+            await delivered(gateway, endpoint, "failed")
+            async with admin(gateway) as client:
+                await client.patch(path, json={"enabled": True, "description": "Ours"})
+                await client.post(path + "/rotate_secret")
+                await client.patch(path, json={"url": "https://10.0.0.1/secret-path"})
+                await client.delete(path)
+                found: list[dict[str, Any]] = []
+                with anyio.fail_after(15):
+                    while len(found) < 7:
+                        listed = await client.get("/v1/audit", params={"event": "webhook.*"})
+                        found = listed.json()["data"][::-1]
+                        await anyio.sleep(0.05)
+    assert [(one["event"], one["actor"]) for one in found] == [
+        ("webhook.made", "subject:user:root"),
+        ("webhook.disabled", "gateway"),
+        ("webhook.changed", "subject:user:root"),
+        ("webhook.enabled", "subject:user:root"),
+        ("webhook.rotated", "subject:user:root"),
+        ("webhook.refused", "subject:user:root"),
+        ("webhook.removed", "subject:user:root"),
+    ]
+    assert found[5]["detail"]["host"] == "10.0.0.1"
+    assert found[5]["detail"]["reason"] == "leads to a private address"
+    for leak in ("secret-path", endpoint["secret"]):
+        assert leak not in json.dumps(found)
+
+
 async def test_a_tenant_makes_a_bounded_number_of_endpoints(stack: Stack) -> None:
     with stack.gateway(**tenancy(stack)) as gateway:
         for number in range(32):

@@ -1,7 +1,9 @@
 """Verdicts on a configuration (RUN-4): one line per fault, naming the setting."""
 
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -34,6 +36,7 @@ def test_an_empty_one_names_all_that_is_missing() -> None:
     assert keys == ["redis.url", "encryption.keys", "upstreams", "api_keys"]
 
 
+HOOK = '[[webhooks]]\nsecret = "env:S"\nurl = "%s"\n'
 ANYBODY = ('roles = ["approver"]', 'roles = ["caller"]')
 KEY = f'\n[[api_keys]]\nid = "x"\ntenant = "acme"\nsubject = "%s"\nroles = [%s]\nhash = "{HASH}"\n'
 
@@ -47,6 +50,31 @@ KEY = f'\n[[api_keys]]\nid = "x"\ntenant = "acme"\nsubject = "%s"\nroles = [%s]\
         ([("https://name", "http://name")], "", "upstreams[0].base_url: is plain http"),
         ([], '[[webhooks]]\nurl = "https://h"', "webhooks[0].secret: is not set"),
         ([], '[[webhooks]]\nurl = "http://h"\nsecret = "env:S"', "webhooks[0].url: is plain http"),
+        (
+            [],
+            HOOK % "https://127.0.0.1/x",
+            "webhooks[0].url: leads to a loopback address; webhooks",
+        ),
+        ([], HOOK % "http://localhost/x", "webhooks[0].url: leads to a loopback address"),
+        ([], HOOK % "https://x.localhost/x", "webhooks[0].url: leads to a loopback address"),
+        ([], HOOK % "https://10.1.2.3/x", "webhooks[0].url: leads to a private address"),
+        ([], HOOK % "https://[::ffff:10.0.0.1]", "webhooks[0].url: leads to a private address"),
+        ([], HOOK % "https://[fd00::1]/x", "webhooks[0].url: leads to a private address"),
+        (
+            [],
+            HOOK % "https://169.254.169.254/x" + "allow_private = true",
+            "webhooks[0].url: leads to a metadata service",
+        ),
+        (
+            [],
+            HOOK % "https://h" + 'events = ["approval.lost"]',
+            'webhooks[0].events: "approval.lost" matches no event',
+        ),
+        (
+            [],
+            HOOK % "https://h" + 'format = "slack"',
+            "webhooks[0].format: needs server.public_url",
+        ),
         ([], '[auth.jwt]\nissuer = "https://i"\naudience = "a"', "auth.jwt: is not supported yet"),
         ([('"embedded"', '"redis+cluster://h"')], "", "redis.url: redis+cluster:// is not"),
         ([('roles = ["caller"]', 'roles = ["auditor"]')], "", "api_keys: none has the role caller"),
@@ -76,6 +104,12 @@ def test_a_fault(
         ([("role:approver", "subject:user:ann")], ""),
         ([("quorum = 1", "quorum = 2")], KEY % ("user:bob", '"admin"')),
         ([("https://mcp.example.com", "http://127.0.0.1:9")], ""),
+        ([], HOOK % "https://1.1.1.1/x" + 'events = ["approval.*", "tool.drifted"]'),
+        ([], HOOK % "http://127.0.0.1/x" + "allow_private = true"),
+        (
+            [],
+            HOOK % "https://10.1.2.3/x" + '[webhook_delivery]\nallow_networks = ["10.1.0.0/16"]',
+        ),
         ([ANYBODY, ('effect = "ask"', 'effect = "deny"')], '[[rules]]\nid = "x"\neffect = "deny"'),
         (
             [ANYBODY, ("quorum = 1", 'by = "caller"')],
@@ -172,3 +206,29 @@ async def test_a_redis_that_is_not_there_is_a_fault_without_its_password(
 @pytest.mark.usefixtures("secrets")
 async def test_the_embedded_one_needs_only_its_binary(load: Callable[..., Settings]) -> None:
     assert await live_faults(load()) == []
+
+
+@pytest.mark.covers("RUN-4", "APPR-9")
+@pytest.mark.usefixtures("secrets")
+async def test_a_webhook_whose_name_leads_to_a_private_address_is_a_fault(
+    load: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S", "whsec_" + "A" * 44)
+
+    def lookup(host: str, *_: Any, **__: Any) -> list[Any]:
+        if host == "unknown.example.com":
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        address = {"inside.example.com": "10.1.2.3", "meta.example.com": "169.254.169.254"}[host]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    inside, meta = HOOK % "https://inside.example.com/x", HOOK % "https://meta.example.com/x"
+    (fault,) = await live_faults(load(more=inside))
+    assert fault == (
+        "webhooks[0].url: leads to a private address; webhooks[0].allow_private = true "
+        "would allow it"
+    )
+    assert await live_faults(load(more=inside + "allow_private = true")) == []
+    (fault,) = await live_faults(load(more=meta + "allow_private = true"))
+    assert fault == "webhooks[0].url: leads to a metadata service"
+    assert await live_faults(load(more=HOOK % "https://unknown.example.com/x")) == []

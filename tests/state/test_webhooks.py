@@ -19,7 +19,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from gateway.adapters.crypto import KeyRing
 from gateway.adapters.metrics import PrometheusMeter
+from gateway.adapters.redis.audit import RedisAuditStore
 from gateway.adapters.redis.client import execute
+from gateway.adapters.redis.wake import RedisWake
 from gateway.adapters.redis.webhooks import RedisOutbox
 from gateway.adapters.webhook import HttpWebhookSender
 from gateway.domain.addresses import PUBLIC, Reach
@@ -38,7 +40,7 @@ from gateway.domain.webhooks import (
     payload,
     signed_headers,
 )
-from gateway.services.webhooks import Deliverer, Directory, FanOut, Messenger, spread_out
+from gateway.services.webhooks import AT_ONCE, Deliverer, Directory, FanOut, Messenger, spread_out
 
 from .conftest import Stores
 from .make import APPROVE, OTHER, TENANT, approval, everything, names, opened, vote
@@ -64,11 +66,18 @@ class Receiver:
         self.statuses: list[int] = []
         self.pause = 0.0
         self.url = ""
+        self.at_once: list[int] = []
+        self._open = 0
 
     async def handle(self, request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.got.append((await request.read(), headers))
-        await asyncio.sleep(self.pause)
+        self._open += 1
+        self.at_once.append(self._open)
+        try:
+            await asyncio.sleep(self.pause)
+        finally:
+            self._open -= 1
         status = self.statuses.pop(0) if self.statuses else 200
         headers = {"location": self.url} if 300 <= status < 400 else {}
         return web.Response(status=status, text='{"decision":"approve"}', headers=headers)
@@ -79,7 +88,8 @@ async def receiver() -> AsyncIterator[Receiver]:
     receiver = Receiver()
     app = web.Application()
     app.router.add_post("/hook", receiver.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    # A client that leaves ends its handler, so that what is open can be counted.
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -106,13 +116,6 @@ def endpoint(url: str, *events: str, **changes: Any) -> WebhookEndpoint:
     return WebhookEndpoint(**(values | changes))
 
 
-class Silent:
-    """Hints that never come."""
-
-    def listen(self, key: str) -> Any:
-        raise NotImplementedError
-
-
 class Office:
     """Everything between an event and its receivers, done step by step."""
 
@@ -121,6 +124,7 @@ class Office:
     ) -> None:
         self.stores = stores
         self.meter = PrometheusMeter(models=(), servers=())
+        self.audit = RedisAuditStore(stores.client, KeyRing([("k1", b"\1" * 32)]))
         directory = Directory(store=stores.webhooks, configured=ends)
         messenger = Messenger(
             directory=directory,
@@ -136,7 +140,8 @@ class Office:
             "directory": directory,
             "messenger": messenger,
             "meter": self.meter,
-            "wake": Silent(),
+            "audit": self.audit,
+            "wake": RedisWake(stores.client),
             "tenants": [TENANT],
             "later": lambda seconds: seconds,
         }
@@ -489,6 +494,30 @@ async def test_what_failed_comes_one_at_a_time_and_what_works_at_once(stores: St
     found = await take(stores, room=room)
     assert Counter(due.delivery.endpoint_id for due in found) == {"we_busy": 1, "we_free": 8}
     assert await take(stores, room={(TENANT, "we_busy"): 0, (TENANT, "we_free"): 0}) == []
+
+
+@pytest.mark.covers("APPR-9")
+async def test_a_receiver_that_fails_gets_one_message_at_a_time(
+    stores: Stores, receiver: Receiver
+) -> None:
+    receiver.pause = 60
+    event = WebhookEvent(id="", type="tool.drifted", occurred_at=1.0, data={"id": "x"})
+    end = endpoint(receiver.url, "tool.*")
+    for number in range(40):
+        one = dataclasses.replace(event, id=f"evt_{number}")
+        await stores.webhooks.spread(TENANT, one, [end.id])
+    stop = asyncio.Event()
+    async with HttpWebhookSender(timeout=0.2) as quick:
+        office = Office(stores, quick, end)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(office.deliverer.run(stop))
+            with anyio.fail_after(20):
+                while len(receiver.got) < AT_ONCE + 5:
+                    await anyio.sleep(0.01)
+            stop.set()
+    assert max(receiver.at_once) == AT_ONCE
+    assert len(receiver.got) < 3 * AT_ONCE
+    assert set(receiver.at_once[AT_ONCE + 1 :]) <= {1, 2}  # one may not have noticed its end yet
 
 
 async def test_deliveries_are_paged_newest_first(stores: Stores) -> None:
