@@ -330,9 +330,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         policy_router(doors, policy, partial(read_rules, known=settings)),
         audit_router(
             doors,
-            AuditService(
-                store=stores.audit, signer=cipher, chainer=chainer, approvals=stores.approvals
-            ),
+            AuditService(store=stores.audit, signer=cipher, chainer=chainer),
         ),
         webhooks_router(
             doors,

@@ -26,8 +26,8 @@ from gateway.domain.audit import (
     parse_sequence,
     timestamp,
 )
-from gateway.domain.errors import BadRequest, GatewayError, NotFound, Undecipherable
-from gateway.domain.ports import ApprovalStore, AuditState, AuditStore, Meter, Signer
+from gateway.domain.errors import BadRequest, GatewayError, Undecipherable
+from gateway.domain.ports import AuditState, AuditStore, Meter, Signer
 from gateway.domain.rules import RuleSet
 from gateway.services.callers import Caller
 
@@ -361,16 +361,11 @@ class Wanted:
     until: int | None = None
 
     def admits(self, entry: Mapping[str, Any]) -> bool:
-        """Tell whether an entry is wanted, times aside."""
-        return (
-            (self.event is None or _named(entry["event"], self.event))
-            and self.actor in (None, entry.get("actor"))
-            and (self.approval is None or self._is_about(entry, self.approval))
+        """Tell whether an entry is wanted, times and approval aside."""
+        return (self.event is None or _named(entry["event"], self.event)) and self.actor in (
+            None,
+            entry.get("actor"),
         )
-
-    def _is_about(self, entry: Mapping[str, Any], approval_id: str) -> bool:
-        named = (entry.get("approval_id"), entry.get("subject"), *entry.get("approval_ids", ()))
-        return approval_id in named
 
 
 def _named(event: str, pattern: str) -> bool:
@@ -391,13 +386,10 @@ class Listed:
 class AuditService:
     """The audit as auditors read it; only their own tenant's. Who asks is checked at the door."""
 
-    def __init__(
-        self, *, store: AuditStore, signer: Signer, chainer: Chainer, approvals: ApprovalStore
-    ) -> None:
+    def __init__(self, *, store: AuditStore, signer: Signer, chainer: Chainer) -> None:
         self._store = store
         self._signer = signer
         self._chainer = chainer
-        self._approvals = approvals
         self._verifier = Verifier(store, signer)
 
     async def list(
@@ -413,6 +405,15 @@ class AuditService:
         """
         tenant = await self._up_to_now(caller)
         first, last = await self._range(tenant, wanted, after, newest)
+        if wanted.approval is not None:
+            about = [
+                entry
+                for entry in await self._about(tenant, wanted.approval)
+                if first <= entry["sequence"] <= (last if last is not None else entry["sequence"])
+                and wanted.admits(entry)
+            ]
+            kept = about[::-1][:limit] if newest else about[:limit]
+            return Listed(kept, kept[-1]["id"] if kept else None, len(about) > limit)
         found: list[Document] = []
         end = 0
         for _ in range(0, _FURTHEST, _PAGE):
@@ -478,17 +479,14 @@ class AuditService:
         yield [{"object": "audit.checkpoint", **asdict(checkpoint)}]
 
     async def of_approval(self, caller: Caller, approval_id: str) -> Sequence[Document]:
-        """List all entries about an approval and its continuation, oldest first: its proof.
+        """List all entries about an approval and its continuation, oldest first: its proof."""
+        return await self._about(await self._up_to_now(caller), approval_id)
 
-        Raises:
-            NotFound: The tenant has no such approval.
-        """
-        tenant = await self._up_to_now(caller)
-        approval = await self._approvals.get(tenant, approval_id)
-        if approval is None:
-            raise NotFound(f"There is no approval '{approval_id}'.", code="approval_not_found")
-        subjects = (approval_id, approval.batch_id)
-        return await _readable(self._store.about(tenant, subjects))
+    async def _about(self, tenant: str, approval_id: str) -> Sequence[Document]:
+        own = await _readable(self._store.about(tenant, [approval_id]))
+        # Its batch has the id of the response that asked; the entries outlive the approval.
+        batches = {entry.get("upstream_response_id") for entry in own} - {None}
+        return await _readable(self._store.about(tenant, [approval_id, *map(str, batches)]))
 
     async def _up_to_now(self, caller: Caller) -> str:
         """Chain what has happened before the call; return the tenant."""

@@ -122,7 +122,11 @@ async def test_a_whole_held_turn_shows_no_secret_on_any_door(
                 (await client.get("/v1/nothing")).text,
                 (await client.get("/v1/models", headers={"authorization": "Bearer x"})).text,
             ]
+        async with gateway.http("auditor") as client:
+            paths = ("/v1/audit?limit=1000", "/v1/audit/verify", "/v1/audit/export")
+            texts += [(await client.get(path)).text for path in paths]
         clean(stack, *texts, *lines, dump(stack))
+        assert word not in "".join(str(text) for text in texts[-3:])
     tools = [json.loads(text)["tools"] for text in (held.text, done.text)]
     for (tool,) in tools:
         assert tool["server_url"] is None
