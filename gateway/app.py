@@ -28,6 +28,7 @@ from gateway.adapters.redis.event_log import RedisEventLog
 from gateway.adapters.redis.fleet import RedisFleet
 from gateway.adapters.redis.grants import RedisGrantStore
 from gateway.adapters.redis.jobs import RedisJobQueue
+from gateway.adapters.redis.pins import RedisPinStore
 from gateway.adapters.redis.probe import RedisProbe
 from gateway.adapters.redis.turns import RedisTurnStore
 from gateway.adapters.redis.wake import RedisWake
@@ -54,6 +55,7 @@ from gateway.services.grants import Grants
 from gateway.services.health import Health
 from gateway.services.judgement import Judge
 from gateway.services.legs import Legs
+from gateway.services.pins import Pinning, PinService
 from gateway.services.pipe import Pipe
 from gateway.services.policy import Policy, PolicyEngine
 from gateway.services.preparation import Catalog, Preparation
@@ -75,6 +77,7 @@ from gateway.web.doors import Doors
 from gateway.web.errors import on_exception, on_gateway_error, on_http_error
 from gateway.web.grants import grants_router
 from gateway.web.health import health_router
+from gateway.web.pins import pins_router
 from gateway.web.policy import policy_router
 from gateway.web.responses import (
     conversations_router,
@@ -104,6 +107,7 @@ class Stores:
     fleet: RedisFleet
     outbox: RedisOutbox
     webhooks: RedisWebhookStore
+    pins: RedisPinStore
     wake: RedisWake
     probe: RedisProbe
 
@@ -188,14 +192,23 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     judge = Judge(
         policy=policy, active=lambda key_id: keys.entry(key_id) is not None, granted=granted
     )
+    pinning = Pinning(
+        store=stores.pins,
+        approvals=stores.approvals,
+        outbox=stores.outbox,
+        audit=stores.audit,
+        meter=meter,
+        rules=judge.rules,
+    )
     preparation = Preparation(
         turns=stores.turns,
         answers=NativeAnswers(stores.approvals, refusals=refusals, lease=lease),
         catalog=catalog,
         judge=judge,
+        pinning=pinning,
     )
     legs = Legs(upstream=upstream, secrets=secrets, upstreams=upstreams, meter=meter)
-    settlement = Settlement(approvals=stores.approvals, judge=judge, meter=meter)
+    settlement = Settlement(approvals=stores.approvals, judge=judge, pinning=pinning, meter=meter)
     pipe = Pipe(
         legs=legs,
         settlement=settlement,
@@ -342,6 +355,10 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
                 audit=stores.audit,
             ),
         ),
+        pins_router(
+            doors,
+            PinService(store=stores.pins, servers=servers, audit=stores.audit, meter=meter),
+        ),
         console_router(
             doors,
             sessions,
@@ -412,6 +429,7 @@ def make_stores(
         fleet=RedisFleet(commands),
         outbox=RedisOutbox(commands, cipher),
         webhooks=RedisWebhookStore(commands, cipher),
+        pins=RedisPinStore(commands, cipher),
         wake=RedisWake(pubsub),
         probe=RedisProbe(commands),
     )

@@ -58,7 +58,9 @@ REQUIREMENTS: dict[str, Requirement] = {
     ),
     "MCP-3": Requirement("secrets appear nowhere"),
     "MCP-4": Requirement("rules are compiled into the request"),
-    "MCP-5": Requirement("tool pins", "later"),
+    "MCP-5": Requirement(
+        "tool definitions are pinned; a change is quarantine until it is accepted"
+    ),
     "MCP-6": Requirement("gateway-run MCP", "later"),
     "APPR-1": Requirement(
         "every approval request is intercepted and decided", "part", "JSON and stream"

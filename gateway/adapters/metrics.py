@@ -114,6 +114,12 @@ class PrometheusMeter(Meter):
             ("rule", "effective", "shadow"),
             registry=self._registry,
         )
+        self._tool_pins = Counter(
+            "gateway_tool_pins",
+            "Changes of tool pins by what happened.",
+            ("server", "outcome"),
+            registry=self._registry,
+        )
         self._repairs = Counter(
             "gateway_repairs",
             "Inputs mended once after an upstream refused them.",
@@ -212,6 +218,10 @@ class PrometheusMeter(Meter):
     @override
     def shadow_decision(self, *, rule: str, effective: str, shadow: str) -> None:
         self._child(self._shadow, rule, effective, shadow).inc()
+
+    @override
+    def tool_pin(self, *, server: str, outcome: str) -> None:
+        self._child(self._tool_pins, self._server(server), outcome).inc()
 
     @override
     def repaired(self, upstream: str) -> None:

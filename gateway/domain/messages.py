@@ -32,6 +32,7 @@ _TITLES = {
     "continuation.failed": "Held turn failed",
     "continuation.indeterminate": "Held turn: its outcome is not known",
     "tool.drifted": "Tool definition changed",
+    "tool.new": "New tool on a known server",
     "webhook.test": "Test message",
 }
 _FACTS = {

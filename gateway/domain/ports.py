@@ -17,6 +17,7 @@ from gateway.domain.approvals import REVALIDATION, Approval, Batch, BatchStatus,
 from gateway.domain.audit import Checkpoint, Document, Link, Occurrence
 from gateway.domain.calls import NEW_CHAIN, ChainFacts
 from gateway.domain.grants import Candidate, Grant
+from gateway.domain.pins import PinSet
 from gateway.domain.secrets import SecretRef
 from gateway.domain.webhooks import Delivery, WebhookEndpoint, WebhookEvent
 
@@ -660,6 +661,25 @@ class WebhookStore(Protocol):
 
     async def remove(self, tenant: str, endpoint_id: str) -> bool:
         """Remove an endpoint of the API and its deliveries."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedServer:
+    """A server whose pins are kept: its label, and which server that label stands for."""
+
+    label: str
+    identity: str
+
+
+class PinStore(Protocol):
+    """Tool pins, one record per tenant, server label and server identity (MCP-5)."""
+
+    async def read(self, tenant: str, servers: Sequence[PinnedServer]) -> Sequence[PinSet]:
+        """Read the pins of servers in one round trip, in their order; unknown ones are empty."""
+        ...
+
+    async def write(self, tenant: str, server: PinnedServer, pins: PinSet) -> bool:
+        """Write pins back; false when another has written since they were read."""
         ...
 
 
@@ -983,6 +1003,10 @@ class Meter(Protocol):
 
     def shadow_decision(self, *, rule: str, effective: str, shadow: str) -> None:
         """Count a call that rules in shadow mode would have decided otherwise."""
+        ...
+
+    def tool_pin(self, *, server: str, outcome: str) -> None:
+        """Count a change of a tool pin by what happened (MCP-5)."""
         ...
 
     def repaired(self, upstream: str) -> None:

@@ -79,6 +79,17 @@ class Model:
 
 
 Trust = Literal["first_party", "reviewed", "untrusted"]
+PinMode = Literal["first_use", "strict", "off"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolWord:
+    """The operator's own word about a tool; `None` leaves it to what the tool says of itself."""
+
+    read_only: bool | None = None
+    destructive: bool | None = None
+    idempotent: bool | None = None
+    open_world: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +102,9 @@ class McpServer:
             the request, there is no fallback to a shared credential.
         allowed_tools: Tool names offered; `None` means all that the server lists.
         private: Whether its tools read data that outsiders must not see (taint, APPR-13).
+        pins: What becomes of definitions: "first_use" trusts the first one seen, "strict" none
+            that nobody accepted, "off" does not look (MCP-5).
+        tools: The operator's word about tools, by name.
     """
 
     label: str
@@ -102,3 +116,5 @@ class McpServer:
     trust: Trust = "untrusted"
     attach: Literal["on_request", "always"] = "on_request"
     private: bool = False
+    pins: PinMode = "first_use"
+    tools: dict[str, ToolWord] = field(default_factory=dict)

@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from gateway.domain.calls import PinStatus
 from gateway.domain.documents import NULL, Document, Raw, encode, field, parse_array, raw
 from gateway.domain.errors import BadRequest, Forbidden
 from gateway.domain.identity import Tenant
+from gateway.domain.pins import NO_PINS, PinSet
 from gateway.domain.registry import McpServer
 from gateway.domain.requests import Item
 from gateway.domain.rules import Effect, RuleSet, Ruling
@@ -64,6 +66,12 @@ OWN_SERVER = Ruling(
     Effect.ASK, "default", reason="The server is the caller's own, so a person decides."
 )
 NOT_OFFERED = Ruling(Effect.DENY, "default", reason="The tool is not offered in this turn.")
+QUARANTINED = Ruling(
+    Effect.DENY,
+    "pin",
+    reason="The tool is in quarantine: its definition is not the one that was accepted. It does "
+    "not run until a person accepts the difference (GET /v1/tools/pins?status=quarantined).",
+)
 UNKNOWN = Ruling(Effect.DENY, "default", reason="The server is not registered.")
 
 
@@ -77,6 +85,7 @@ class Attachment:
         forwarded: MCP header name to the value taken from the caller's request: secrets.
         tool: The tool object without location and secrets, as far as it is known now.
         tightened: Tools that the caller wants to decide itself; `None` means all of them.
+        pins: The pins of the server's tools, as they were read last (MCP-5).
     """
 
     label: str
@@ -84,6 +93,7 @@ class Attachment:
     tool: Document
     forwarded: Mapping[str, str]
     tightened: frozenset[str] | None = frozenset()
+    pins: PinSet = NO_PINS
 
     def ruling(self, rules: RuleSet, tool: str) -> Ruling:
         """Say what holds for every call of a tool: what is compiled into the request (MCP-4).
@@ -95,11 +105,19 @@ class Attachment:
         ruling = rules.decide(self.label, tool)
         if ruling.effect is Effect.DENY:
             return ruling
+        if self.pin_status(tool) == "quarantined":
+            return QUARANTINED
         if self.offered is not None and tool not in self.offered:
             return NOT_OFFERED
         if ruling.effect is Effect.ALLOW and self.tightens(tool):
             return BY_CALLER
         return ruling
+
+    def pin_status(self, tool: str) -> PinStatus:
+        """Whether the definition of a tool is the accepted one."""
+        if self.server is None or self.server.pins == "off":
+            return "unseen"
+        return self.pins.status(tool, self.server.pins)
 
     def tightens(self, tool: str) -> bool:
         """Whether the caller wants to decide the tool's calls itself."""
@@ -114,7 +132,8 @@ class Attachment:
     def recompiled(self, rules: RuleSet) -> Attachment:
         """Write the tool again as rules and registry are now: a turn may have waited long.
 
-        What became denied or is offered no more leaves; nothing that the turn lacked comes back.
+        What became denied, quarantined or is offered no more leaves; nothing that the turn
+        lacked comes back.
         """
         if self.server is None:
             return self
@@ -123,21 +142,50 @@ class Attachment:
             names = None if registered is None else frozenset(registered)
         elif registered is not None:
             names &= frozenset(registered)
+        names = self._unquarantined(names)
         tool = dict(self.tool)
         kept = None if names is None else sorted(_undenied(self.label, names, rules))
         if kept is not None:
             tool["allowed_tools"] = raw(kept)
-        tool["require_approval"] = _require_approval(self.server, kept, self.tightened, rules)
+        candidates = kept if kept is not None else _exact_names(self.label, rules)
+        free = [name for name in candidates if self.pin_status(name) != "quarantined"]
+        tool["require_approval"] = _require_approval(free, self.tightened, self.label, rules)
         return replace(self, tool=tool)
+
+    def _unquarantined(self, names: frozenset[str] | None) -> frozenset[str] | None:
+        """Leave out what is in quarantine; without a list, name what is known and trusted.
+
+        Of a server that was never listed nothing is left out: its first listing tells what there
+        is, and what is in quarantine then is denied all the same.
+        """
+        mode = self.server.pins if self.server else "off"
+        if mode == "off" or not self.pins.pins or not self.pins.holds_back(mode):
+            return names
+        if names is None:
+            return frozenset(self.pins.trusted)
+        return frozenset(name for name in names if self.pin_status(name) != "quarantined")
+
+    def pinned(self, pins: PinSet, rules: RuleSet) -> Attachment:
+        """Attach the server's pins; what is in quarantine leaves the tool."""
+        attachment = replace(self, pins=pins)
+        mode = self.server.pins if self.server else "off"
+        return attachment.recompiled(rules) if pins.holds_back(mode) else attachment
 
     @property
     def identity(self) -> str:
         """A hash that changes when the label comes to mean another server (APPR-7)."""
-        if self.server is None:
-            parts = [bytes(self.tool.get(key, NULL)).decode() for key in _LOCATIONS]
-        else:
-            parts = [self.server.url, *sorted(f"{k}={v}" for k, v in self.server.headers.items())]
-        return "sha256:" + hashlib.sha256(encode(parts)).hexdigest()
+        if self.server is not None:
+            return identity_of(self.server)
+        return _digest([bytes(self.tool.get(key, NULL)).decode() for key in _LOCATIONS])
+
+
+def identity_of(server: McpServer) -> str:
+    """Hash what a registered label stands for: its address, and which credentials it is sent."""
+    return _digest([server.url, *sorted(f"{k}={v}" for k, v in server.headers.items())])
+
+
+def _digest(parts: list[str]) -> str:
+    return "sha256:" + hashlib.sha256(encode(parts)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +207,17 @@ class Tools:
         """Say what holds for every call of a tool in this turn."""
         attachment = self.attachment(server)
         return UNKNOWN if attachment is None else attachment.ruling(rules, tool)
+
+    def pinned(self, pins: Mapping[str, PinSet], rules: RuleSet) -> Tools:
+        """Attach pins by server label; what is in quarantine leaves the tools."""
+        return Tools(
+            tuple(
+                part.pinned(pins[part.label], rules)
+                if isinstance(part, Attachment) and part.label in pins
+                else part
+                for part in self.parts
+            )
+        )
 
     def recompiled(self, rules: RuleSet, tenant: Tenant) -> Tools:
         """Write the tools again as rules, registry and tenant are now."""
@@ -356,12 +415,13 @@ def _registered(
 ) -> Attachment:
     names = _allowed_tools(server, document, param, rules)
     tightened = _tightened(server, document, names, param, rules)
+    candidates = names if names is not None else _exact_names(server.label, rules)
     tool: Document = {
         "type": raw("mcp"),
         "server_label": raw(server.label),
         **{key: value for key, value in document.items() if key not in _OWNED},
         "allowed_callers": raw(["direct"]),
-        "require_approval": _require_approval(server, names, tightened, rules),
+        "require_approval": _require_approval(candidates, tightened, server.label, rules),
     }
     if "allowed_callers" not in document:
         del tool["allowed_callers"]  # "direct" is the default; older upstreams do not know it
@@ -485,10 +545,7 @@ def _tightened(
 
 
 def _require_approval(
-    server: McpServer,
-    names: Sequence[str] | None,
-    tightened: frozenset[str] | None,
-    rules: RuleSet,
+    candidates: Sequence[str], tightened: frozenset[str] | None, label: str, rules: RuleSet
 ) -> Raw:
     """Compile the rules into the request (MCP-4): only names that are always allowed skip it.
 
@@ -497,11 +554,10 @@ def _require_approval(
     """
     if tightened is None:
         return raw("always")
-    candidates = names if names is not None else _exact_names(server.label, rules)
     free = [
         name
         for name in candidates
-        if name not in tightened and rules.decide(server.label, name).effect is Effect.ALLOW
+        if name not in tightened and rules.decide(label, name).effect is Effect.ALLOW
     ]
     return raw({"never": {"tool_names": free}}) if free else raw("always")
 

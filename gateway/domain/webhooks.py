@@ -34,6 +34,7 @@ EVENTS = (
     "continuation.failed",
     "continuation.indeterminate",
     "tool.drifted",
+    "tool.new",
     "webhook.test",
 )
 """Everything that endpoints can be told."""

@@ -4,6 +4,10 @@ It is a real server on the official SDK, streamable HTTP at `/mcp`, state in mem
 `Authorization: Bearer <token>` it answers 401. `GET /calls` lists the calls that were executed,
 with the names of the request headers and the SHA-256 of the `Authorization` value, for tests that
 prove what ran and with which secret; `DELETE /calls` forgets them.
+
+`PUT /tools/NAME` with `{"description": …, "input_schema": …, "annotations": …, "hidden": true}`
+changes what the server lists from then on, as a server that is taken over would; an unknown name
+is listed as a new tool. `DELETE /tools` restores all. Both want the token.
 """
 
 import hashlib
@@ -16,7 +20,8 @@ from typing import Any
 from litestar.types import ASGIApp, Receive, Scope, Send
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp.types import ToolAnnotations
+from mcp.types import Tool, ToolAnnotations
+from typing_extensions import override
 
 TOKEN_VARIABLE = "DEMO_MCP_TOKEN"  # noqa: S105
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
@@ -71,10 +76,27 @@ class Demo:
         return f"Sent {amount:.2f} {currency} to {to}. Balance: {self.balance:.2f} {currency}."
 
 
+class Changeable(MCPServer):
+    """A server whose listing can be changed while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__("demo", version="1.0.0", log_level="WARNING")
+        self.changes: dict[str, dict[str, Any]] = {}
+
+    @override
+    async def list_tools(self) -> list[Tool]:
+        listed = {tool.name: tool for tool in await super().list_tools()}
+        for name, change in self.changes.items():
+            known = listed.pop(name, None) or Tool(name=name, input_schema={"type": "object"})
+            if not change.get("hidden"):
+                listed[name] = Tool.model_validate({**known.model_dump(), **change})
+        return list(listed.values())
+
+
 def create_demo_mcp(token: str) -> ASGIApp:
     """Return the demo MCP server as an ASGI application with lifespan."""
     demo = Demo()
-    server = MCPServer("demo", version="1.0.0", log_level="WARNING")
+    server = Changeable()
     server.tool(annotations=_READS, structured_output=False)(demo.search_issues)
     server.tool(annotations=_WRITES, structured_output=False)(demo.create_issue)
     server.tool(annotations=_DESTROYS, structured_output=False)(demo.send_payment)
@@ -87,10 +109,26 @@ def create_demo_mcp(token: str) -> ASGIApp:
             await _answer(send, 200, demo.calls)
         elif scope["type"] == "http" and not _is_authorized(scope, token):
             await _answer(send, 401, {"error": "unauthorized"})
+        elif scope["type"] == "http" and scope["path"].startswith("/tools"):
+            await _change(server, scope, receive)
+            await _answer(send, 200, server.changes)
         else:
             await inner(scope, receive, send)
 
     return app
+
+
+async def _change(server: Changeable, scope: Any, receive: Receive) -> None:
+    body = b""
+    more = True
+    while more:
+        message: Any = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    if scope["method"] == "DELETE":
+        server.changes.clear()
+    elif scope["method"] == "PUT":
+        server.changes[scope["path"].removeprefix("/tools/")] = json.loads(body)
 
 
 def _is_authorized(scope: Scope, token: str) -> bool:

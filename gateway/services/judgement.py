@@ -1,7 +1,9 @@
 """Judge one call of a tool: everything that may allow, deny or ask, in one place and one order.
 
     not attached ─> deny      rules (and an engine beside them) ─> deny
-    the caller's own ─> ask   not offered in this turn ─> deny
+    the caller's own ─> ask   in quarantine ─> deny (MCP-5)
+                              not offered in this turn ─> deny
+                              arguments not as the tool says ─> a person decides
                               tightened by the caller ─> the caller decides
                                                          a grant ─> allow
 
@@ -15,9 +17,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from gateway.domain.approvals import Approval, ApprovalStatus, Batch, fingerprint
-from gateway.domain.calls import Annotations, Call
+from gateway.domain.calls import UNANNOTATED, Call
+from gateway.domain.pins import annotations_of
 from gateway.domain.rules import Effect, RuleSet, Ruling
-from gateway.domain.tools import BY_CALLER, NOT_OFFERED, OWN_SERVER, UNKNOWN, Attachment, Tools
+from gateway.domain.schemas import arguments_fault
+from gateway.domain.tools import (
+    BY_CALLER,
+    NOT_OFFERED,
+    OWN_SERVER,
+    QUARANTINED,
+    UNKNOWN,
+    Attachment,
+    Tools,
+)
 from gateway.domain.turns import ApprovalRequest, TurnState
 from gateway.services.granted import Decision, Granted
 from gateway.services.policy import Policy
@@ -45,6 +57,7 @@ class Judge:
         attachment = tools.attachment(request.server_label)
         server = attachment.server if attachment else None
         trust = server.trust if server else "untrusted"
+        pin = attachment.pins.pins.get(request.name) if attachment else None
         return Call(
             tenant=state.tenant,
             subject=state.subject,
@@ -56,7 +69,9 @@ class Judge:
             tool=request.name,
             arguments=request.arguments,
             trust=trust,
-            annotations=Annotations(verified=trust != "untrusted"),
+            annotations=annotations_of(server, request.name, pin) if server else UNANNOTATED,
+            pin=attachment.pin_status(request.name) if attachment else "unseen",
+            definition_hash=pin.trusted.hash if pin and pin.trusted else "",
             chain=state.facts,
         )
 
@@ -83,8 +98,11 @@ class Judge:
         ruling = await (self._policy.rejudge(call) if again else self._policy.judge(call))
         if ruling.effect is Effect.DENY:
             return ruling
+        if call.pin == "quarantined":
+            return QUARANTINED
         if attachment.offered is not None and call.tool not in attachment.offered:
             return NOT_OFFERED
+        ruling = _checked(ruling, call, attachment)
         if ruling.effect is Effect.ALLOW and attachment.tightens(call.tool):
             return BY_CALLER
         return ruling
@@ -124,6 +142,22 @@ class Judge:
         if ruling.effect is Effect.DENY or (approval.by == "caller" and others):
             return superseded(approval)
         return approval
+
+
+def _checked(ruling: Ruling, call: Call, attachment: Attachment) -> Ruling:
+    """Hold a call against the pinned input schema: a fault is shown, and never allowed unseen."""
+    pin = attachment.pins.pins.get(call.tool)
+    if pin is None or pin.trusted is None:
+        return ruling
+    fault = arguments_fault(call.arguments, pin.trusted.input_schema)
+    if fault is None:
+        return ruling
+    return replace(
+        ruling,
+        effect=Effect.ASK,
+        reason=f"{ruling.reason} {fault}" if ruling.reason else fault,
+        errors=(*ruling.errors, f"pin: {fault}"),
+    )
 
 
 def fingerprint_of(call: Call, approval: Approval) -> str:

@@ -52,6 +52,7 @@ from gateway.services.answers import (
 )
 from gateway.services.callers import Caller, owned, previous_not_found
 from gateway.services.judgement import Judge
+from gateway.services.pins import Pinning
 
 _OWN_FIELDS = ("input", "tools", "stream", "previous_response_id", "store", "include")
 _PASSED_HEADERS = ("openai-beta", "x-client-request-id", "x-ms-client-request-id", "traceparent")
@@ -89,12 +90,19 @@ class Preparation:
     """Turns requests into turns."""
 
     def __init__(
-        self, *, turns: TurnStore, answers: NativeAnswers, catalog: Catalog, judge: Judge
+        self,
+        *,
+        turns: TurnStore,
+        answers: NativeAnswers,
+        catalog: Catalog,
+        judge: Judge,
+        pinning: Pinning,
     ) -> None:
         self._turns = turns
         self._answers = answers
         self._catalog = catalog
         self._judge = judge
+        self._pinning = pinning
 
     async def prepare(self, caller: Caller, request: CreateRequest) -> Prepared:
         """Admit and prepare a create request.
@@ -119,6 +127,7 @@ class Preparation:
             headers=caller.headers,
         )
         _check_background(request, tools)
+        tools = await self._pinning.offered(tenant.id, tools)
         route = self._route(request.model, parent)
         state = TurnState(
             tenant=tenant.id,

@@ -36,6 +36,7 @@ from gateway.domain.turns import (
 )
 from gateway.services.interception import LegResult
 from gateway.services.judgement import Judge, fingerprint_of
+from gateway.services.pins import Pinning
 
 logger = logging.getLogger("gateway.approvals")
 
@@ -87,9 +88,12 @@ def id_reused(response_id: str) -> UpstreamDisconnected:
 class Settlement:
     """Decides what follows a leg."""
 
-    def __init__(self, *, approvals: ApprovalStore, judge: Judge, meter: Meter) -> None:
+    def __init__(
+        self, *, approvals: ApprovalStore, judge: Judge, pinning: Pinning, meter: Meter
+    ) -> None:
         self._approvals = approvals
         self._judge = judge
+        self._pinning = pinning
         self._meter = meter
 
     async def note(self, running: Running, result: LegResult) -> list[Approval]:
@@ -125,12 +129,22 @@ class Settlement:
         state.usage = add_usage(state.usage, result.response.get("usage"))
         self._check_receipts(running, result)
         _learn(running, result)
+        await self._look(running, result)
         if result.status == "failed":
             return []
         requests = approval_requests(result.output)
         if requests:
             check_requests(state.facts, requests, running.tenant.limits, legs=state.legs)
         return [await self._approval(running, request, result.id) for request in requests]
+
+    async def _look(self, running: Running, result: LegResult) -> None:
+        """Compare listings with the pins before anything is decided about the leg (MCP-5)."""
+        state = running.state
+        seen = await self._pinning.seen(state.tenant, state.turn_id, running.tools, result.output)
+        running.tools = seen.tools
+        if seen.ran:  # it came with its listing, so nothing could have stopped it
+            state.facts = msgspec.structs.replace(state.facts, saw_untrusted=True)
+            self._pinning.ran(state.tenant, state.turn_id, seen.ran)
 
     def _check_receipts(self, running: Running, result: LegResult) -> None:
         approved = {
@@ -247,7 +261,8 @@ class Settlement:
 
         The tools, too, are written again under the rules as they are now.
         """
-        running.tools = running.tools.recompiled(self._judge.rules, running.tenant)
+        tools = running.tools.recompiled(self._judge.rules, running.tenant)
+        running.tools = await self._pinning.fresh(running.state.tenant, tools)
         return await self._judge.revalidated(batch, running.state, running.tools)
 
 

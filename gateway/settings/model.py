@@ -18,7 +18,17 @@ from typing_extensions import override
 from gateway.domain.addresses import Network
 from gateway.domain.grants import Fatigue
 from gateway.domain.identity import ApiKey, Limits, Role, Tenant
-from gateway.domain.registry import ApiKeyAuth, EntraAuth, McpServer, Model, Route, Trust, Upstream
+from gateway.domain.registry import (
+    ApiKeyAuth,
+    EntraAuth,
+    McpServer,
+    Model,
+    PinMode,
+    Route,
+    ToolWord,
+    Trust,
+    Upstream,
+)
 from gateway.domain.rules import Rule, RuleSet
 from gateway.domain.secrets import SecretRef
 from gateway.domain.webhooks import RETRIES, Format, WebhookEndpoint, configured_id
@@ -201,6 +211,25 @@ class ModelSettings(Section):
         return Model(name=self.name, routes=routes)
 
 
+class ToolSettings(Section):
+    """The operator's word about a tool; it beats what the tool says of itself (MCP-5)."""
+
+    name: Name
+    read_only: bool | None = None
+    destructive: bool | None = None
+    idempotent: bool | None = None
+    open_world: bool | None = None
+
+    def to_domain(self) -> ToolWord:
+        """Make the domain object."""
+        return ToolWord(
+            read_only=self.read_only,
+            destructive=self.destructive,
+            idempotent=self.idempotent,
+            open_world=self.open_world,
+        )
+
+
 class McpServerSettings(Section):
     """A registered MCP server; see `gateway.domain.registry.McpServer` (MCP-1, MCP-2)."""
 
@@ -213,6 +242,8 @@ class McpServerSettings(Section):
     trust: Trust = "untrusted"
     attach: Literal["on_request", "always"] = "on_request"
     private: bool = False
+    pins: PinMode = "first_use"
+    tools: tuple[ToolSettings, ...] = ()
 
     def to_domain(self) -> McpServer:
         """Make the domain object."""
@@ -226,6 +257,8 @@ class McpServerSettings(Section):
             trust=self.trust,
             attach=self.attach,
             private=self.private,
+            pins=self.pins,
+            tools={tool.name: tool.to_domain() for tool in self.tools},
         )
 
 

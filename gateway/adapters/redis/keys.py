@@ -35,6 +35,7 @@
     gw:{tenant}:hooks:due                 ZSET    endpoints by their earliest delivery
     gw:{tenant}:hook:<endpoint id>:due    ZSET    an endpoint's deliveries by when they are due
     gw:{tenant}:hook:<endpoint id>:log    ZSET    the same by creation
+    gw:{tenant}:pins:<hash>               HASH    the pins of one MCP server
 
 The braces are the hash tag: everything of a tenant lies in one slot of a Cluster, so that a
 script may touch any of it. Scripts get the tenant's prefix and append what is known only inside
@@ -126,6 +127,11 @@ def audit_new(tenant: str) -> bytes:
 def hooks(tenant: str) -> bytes:
     """Name the hash of webhook endpoints."""
     return prefix(tenant) + b"hooks"
+
+
+def pins(tenant: str, name: str) -> bytes:
+    """Name the hash of a server's pins."""
+    return prefix(tenant) + _bytes("pins:" + name)
 
 
 def wake_turn(tenant: str, turn_id: str) -> str:
