@@ -55,6 +55,7 @@ from gateway.services.grants import Grants
 from gateway.services.health import Health
 from gateway.services.judgement import Judge
 from gateway.services.legs import Legs
+from gateway.services.overview import Overview
 from gateway.services.pins import Pinning, PinService
 from gateway.services.pipe import Pipe
 from gateway.services.policy import Policy, PolicyEngine
@@ -364,7 +365,10 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
             sessions,
             pace,
             ConsoleServices(
-                approvals=approvals, wake=stores.wake, playground=_playground(settings)
+                approvals=approvals,
+                overview=Overview(turns=stores.turns, approvals=stores.approvals),
+                wake=stores.wake,
+                playground=_playground(settings),
             ),
         ),
         health_router(health=health, lifecycle=life, metrics=meter.expose),

@@ -15,15 +15,18 @@ from gateway.console.inbox import inbox
 from gateway.console.live import live
 from gateway.console.playground import Playground, playground
 from gateway.console.sessions import Sessions
+from gateway.console.turns import turns
 from gateway.domain.errors import NotFound
 from gateway.domain.identity import Role
 from gateway.domain.ports import Wake
 from gateway.services.approvals import ApprovalService
+from gateway.services.overview import Overview
 from gateway.web.answers import Pace
 from gateway.web.doors import Doors
 
 _LARGEST_FORM = 64 * 1024
 _INBOX = Room("inbox", PATH, "Inbox")
+_TURNS = Room("turns", f"{PATH}/turns", "Turns")
 _PLAYGROUND = Room("playground", f"{PATH}/playground", "Playground", (Role.CALLER,))
 
 
@@ -36,13 +39,14 @@ class Services:
     """
 
     approvals: ApprovalService
+    overview: Overview
     wake: Wake
     playground: Playground | None = None
 
 
 def console_router(doors: Doors, sessions: Sessions, pace: Pace, services: Services) -> Router:
     """The doors to the console, under `/console`."""
-    rooms = [_INBOX]
+    rooms = [_INBOX, _TURNS]
     if services.playground is not None:
         rooms.append(_PLAYGROUND)
     desk = Desk(doors, sessions, rooms)
@@ -67,6 +71,7 @@ def console_router(doors: Doors, sessions: Sessions, pace: Pace, services: Servi
             *entry(desk),
             *inbox(desk, services.approvals),
             *approval_room(desk, services.approvals),
+            *turns(desk, services.overview),
             *live(desk, services.wake, pace),
             *chat,
             asset,

@@ -19,6 +19,7 @@ from gateway.domain.calls import NEW_CHAIN, ChainFacts
 from gateway.domain.grants import Candidate, Grant
 from gateway.domain.pins import PinSet
 from gateway.domain.secrets import SecretRef
+from gateway.domain.trace import LegSummary
 from gateway.domain.webhooks import Delivery, WebhookEndpoint, WebhookEvent
 
 
@@ -41,6 +42,8 @@ class TurnHead:
         served: Whether the gateway's record is the response; else the upstream is asked for it.
         facts: What is known of the chain up to this turn.
         code: The code of the error that ended a held or locked turn, or "".
+        began: When the caller's request came, in seconds since the epoch.
+        trace: The finished legs.
     """
 
     id: str
@@ -58,6 +61,8 @@ class TurnHead:
     served: bool = False
     facts: ChainFacts = NEW_CHAIN
     code: str = ""
+    began: float = 0.0
+    trace: tuple[LegSummary, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +122,19 @@ class TurnStore(Protocol):
 
     async def turns_of_items(self, tenant: str, item_ids: Sequence[str]) -> Mapping[str, str]:
         """Find the turn ids that hold the items; unknown ones are left out."""
+        ...
+
+    async def recent(
+        self, tenant: str, *, before: str = "", limit: int = 25
+    ) -> tuple[Sequence[TurnHead], str]:
+        """Read the heads of the newest turns, newest first, and where the next page begins.
+
+        The last few thousand of a tenant can be found so; "" says that there are no more.
+        """
+        ...
+
+    async def kept_until(self, tenant: str, turn_id: str) -> float | None:
+        """Tell until when a turn is kept, in seconds since the epoch; `None` if unknown."""
         ...
 
     async def delete(self, tenant: str, turn_id: str) -> bool:

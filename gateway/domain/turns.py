@@ -14,6 +14,7 @@ from gateway.domain.calls import NEW_CHAIN, ChainFacts
 from gateway.domain.documents import NULL, Document, Raw, parse_array, raw
 from gateway.domain.history import Kept, hide_ciphertext
 from gateway.domain.tools import public_tools
+from gateway.domain.trace import LegSummary
 
 
 class HeldServer(msgspec.Struct, frozen=True):
@@ -52,7 +53,7 @@ class TurnState(msgspec.Struct):
         tools: Raw tools and MCP servers, in the caller's order.
         items: The turn's own items so far.
         last_leg: The upstream id of the last leg.
-        legs: Legs finished.
+        legs: Legs finished; `trace` sums them up.
         sequence: The next free `sequence_number` of the caller's stream.
         output_count: Output items so far; the offset of the next leg's `output_index`.
         first: The response object of the first leg's opening event.
@@ -86,6 +87,7 @@ class TurnState(msgspec.Struct):
     items: list[Kept] = []
     last_leg: str = ""
     legs: int = 0
+    trace: list[LegSummary] = []
     sequence: int = 0
     output_count: int = 0
     first: Document = {}

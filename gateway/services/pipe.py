@@ -146,6 +146,7 @@ class Pipe:
         """Open a leg's stream, with fresh secrets, dispatched first where it answers a batch."""
         tools, running.scrubber = await self._legs.join(running.tools, running.state.upstream)
         await self._dispatch(running)
+        running.leg_began = time.time()
         with _scrubbed(running.scrubber):
             stream = await self._legs.open(leg, tools)
         if running.dispatched:
@@ -157,6 +158,7 @@ class Pipe:
         """Send a leg and read its JSON."""
         tools, running.scrubber = await self._legs.join(running.tools, running.state.upstream)
         await self._dispatch(running)
+        running.leg_began = time.time()
         with _scrubbed(running.scrubber):
             answer = await self._legs.send(leg, tools)
         running.upstream_request = request_id(answer.headers)
@@ -353,6 +355,8 @@ class Pipe:
                     served=served,
                     facts=state.facts,
                     code=code or "",
+                    began=state.started_at,
+                    trace=tuple(state.trace),
                 ),
                 items=pack(state.items) if state.keep else b"",
                 response=running.scrubber.scrub(encode(shown)) if served else b"",

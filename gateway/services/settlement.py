@@ -7,6 +7,7 @@ wrong ever allows (APPR-1).
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +27,7 @@ from gateway.domain.loops import after_answers, check_requests
 from gateway.domain.ports import ApprovalStore, Meter
 from gateway.domain.rules import Effect
 from gateway.domain.tools import Scrubber, Tools
+from gateway.domain.trace import summarize
 from gateway.domain.turns import (
     ApprovalRequest,
     TurnState,
@@ -60,7 +62,8 @@ class Running:
         waits: Whether the turn now waits for a person, and goes on as a job.
         dispatched: Whether the answers of `batch` may have reached the upstream.
         recorded: Whether the turn has been written, so that its id is its own.
-        upstream_request: The upstream's own id of the last request, for logs.
+        upstream_request: The upstream's own id of the last request.
+        leg_began: When it was sent, in seconds since the epoch.
     """
 
     state: TurnState
@@ -75,6 +78,7 @@ class Running:
     dispatched: bool = False
     recorded: bool = False
     upstream_request: str = ""
+    leg_began: float = 0.0
 
 
 def id_reused(response_id: str) -> UpstreamDisconnected:
@@ -269,11 +273,18 @@ class Settlement:
 def _learn(running: Running, result: LegResult) -> None:
     """Carry on what is known of the chain: id, tokens, whose tools have run, what was answered."""
     state = running.state
-    tokens = msgspec.json.decode(result.response.get("usage", NULL), type=_Usage | None)
+    summary = summarize(
+        result.id,
+        result.response.get("usage", NULL),
+        request=running.upstream_request,
+        began=running.leg_began,
+        ended=time.time(),
+    )
+    state.trace.append(summary)
     facts = msgspec.structs.replace(
         state.facts,
         id=state.facts.id or state.turn_id,
-        tokens=state.facts.tokens + (tokens.total_tokens or 0 if tokens else 0),
+        tokens=state.facts.tokens + summary.tokens,
     )
     for item in result.output:
         if is_type(item, "mcp_call"):
@@ -283,10 +294,6 @@ def _learn(running: Running, result: LegResult) -> None:
     if running.batch is not None:
         facts = after_answers(facts, running.batch.approvals)
     state.facts = facts
-
-
-class _Usage(msgspec.Struct):
-    total_tokens: int | None = None
 
 
 class _Call(msgspec.Struct):

@@ -1,6 +1,7 @@
 """Every key name of the gateway, and nowhere else (AUTH-2, OPS-2).
 
     gw:{tenant}:turn:<response id>        HASH    a turn
+    gw:{tenant}:turns                     STREAM  the newest turns' ids, at most some thousands
     gw:{tenant}:item:<item id>            STRING  the turn that holds the item
     gw:{tenant}:log:<response id>         STREAM  the turn's event log
     gw:{tenant}:apr:<approval id>         HASH    an approval
@@ -67,6 +68,11 @@ def prefix(tenant: str) -> bytes:
 def turn(tenant: str, turn_id: str) -> bytes:
     """Name a turn's hash."""
     return prefix(tenant) + _bytes("turn:" + turn_id)
+
+
+def turns(tenant: str) -> bytes:
+    """Name the list of the newest turns."""
+    return prefix(tenant) + b"turns"
 
 
 def item(tenant: str, item_id: str) -> bytes:

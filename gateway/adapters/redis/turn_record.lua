@@ -15,6 +15,11 @@ redis.call('PEXPIRE', key, ttl)
 for _, item in ipairs(items) do
   redis.call('SET', prefix .. 'item:' .. item, id, 'PX', ttl)
 end
+if not old then
+  local recent = prefix .. 'turns'
+  redis.call('XADD', recent, 'MAXLEN', '~', 5000, '*', 'i', id)
+  if redis.call('PTTL', recent) < tonumber(ttl) then redis.call('PEXPIRE', recent, ttl) end
+end
 if old then
   if old ~= packed then
     local kept = {}

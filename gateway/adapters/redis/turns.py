@@ -6,6 +6,7 @@ only what the server itself needs, ids: `p` its parent and `i` its item ids.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -20,6 +21,9 @@ _LONGEST_CHAIN = 10_000
 _ENCODER = msgspec.msgpack.Encoder()
 _IDS = msgspec.msgpack.Decoder(tuple[str, ...])
 _HEAD = msgspec.msgpack.Decoder(TurnHead)
+
+
+_STREAM_ID = re.compile(r"\d{1,20}-\d{1,20}")
 
 
 class RedisTurnStore(TurnStore):
@@ -134,6 +138,29 @@ class RedisTurnStore(TurnStore):
             for item, turn_id in zip(item_ids, found, strict=True)
             if turn_id is not None
         }
+
+    @override
+    @store_errors
+    async def recent(
+        self, tenant: str, *, before: str = "", limit: int = 25
+    ) -> tuple[Sequence[TurnHead], str]:
+        """Read the heads of the newest turns; those deleted or expired are left out."""
+        newest = f"({before}" if _STREAM_ID.fullmatch(before) else "+"
+        found = await execute(
+            self._client, "XREVRANGE", keys.turns(tenant), newest, "-", "COUNT", limit
+        )
+        heads = []
+        for _, fields in found:
+            head = await self.head(tenant, _text(fields[b"i"]))
+            if head is not None:
+                heads.append(head)
+        return heads, found[-1][0].decode() if len(found) == limit else ""
+
+    @override
+    @store_errors
+    async def kept_until(self, tenant: str, turn_id: str) -> float | None:
+        until = await execute(self._client, "PEXPIRETIME", keys.turn(tenant, turn_id))
+        return until / 1000 if until > 0 else None
 
     @override
     @store_errors
