@@ -99,6 +99,10 @@ class KeyRing(Cipher, Signer):
         except (InvalidTag, ValueError):
             raise Undecipherable(f"A stored {kind} record does not open.") from None
 
+    def is_current(self, sealed: bytes) -> bool:
+        """Tell whether bytes are sealed under the first key, as they would be now."""
+        return sealed.startswith(self._header)
+
     def tokens(self, text: str, *, tenant: str, kind: str, id: str) -> tuple[str, ...]:
         """Name a text so that equal ones can be told, and nothing else, without opening anything.
 

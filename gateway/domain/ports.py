@@ -583,16 +583,18 @@ class Due:
 
     Attributes:
         endpoint: The endpoint, if it was made over the API.
+        off: Why the endpoint is off, of the API or not; or `None`.
         now: Seconds since the epoch, by the store's clock.
     """
 
     delivery: Delivery
     event: WebhookEvent
     endpoint: WebhookEndpoint | None
+    off: str | None
     now: float
 
 
-Outcome = Literal["delivered", "retry", "failed", "gone", "canceled"]
+Outcome = Literal["delivered", "retry", "failed", "gone", "expired", "canceled"]
 Settled = Literal["", "delivered", "retry", "failed", "expired", "gone", "disabled", "canceled"]
 
 
@@ -637,8 +639,9 @@ class WebhookStore(Protocol):
     ) -> Settled:
         """Note what became of a try, and tell what follows from it.
 
-        A retry beyond the event's end is `expired`. `gone` switches the endpoint off, which is
-        `disabled` for whoever was first. "" when somebody else has taken the delivery since.
+        `expired` and `canceled` were not sent. A retry beyond the event's end is `expired`.
+        `gone` switches the endpoint off, which is `disabled` for whoever was first. "" when
+        somebody else has taken the delivery since.
         """
         ...
 

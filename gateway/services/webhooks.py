@@ -285,11 +285,19 @@ class Deliverer:
             self._freed.set()
 
     async def _try(self, due: Due) -> None:
-        delivery, place = due.delivery, _place(due)
-        endpoint = due.endpoint or self._directory.configured(*place)
+        endpoint = due.endpoint or self._directory.configured(*_place(due))
+        ends_at = due.event.ends_at
         if endpoint is None:
             await self._settle(due, "canceled", Answer(error="endpoint_removed"))
-            return
+        elif due.off is not None:
+            await self._settle(due, "canceled", Answer(error="endpoint_disabled"))
+        elif ends_at is not None and due.now >= ends_at:
+            await self._settle(due, "expired", Answer(error="expired"))
+        else:
+            await self._send(due, endpoint)
+
+    async def _send(self, due: Due, endpoint: WebhookEndpoint) -> None:
+        delivery, place = due.delivery, _place(due)
         answer = await self._messenger.send(due.event, endpoint, now=due.now)
         if answer.taken:
             self._failing.discard(place)

@@ -22,7 +22,7 @@ from gateway.adapters.metrics import PrometheusMeter
 from gateway.adapters.redis.audit import RedisAuditStore
 from gateway.adapters.redis.client import execute
 from gateway.adapters.redis.wake import RedisWake
-from gateway.adapters.redis.webhooks import RedisOutbox
+from gateway.adapters.redis.webhooks import RedisOutbox, RedisWebhookStore
 from gateway.adapters.webhook import HttpWebhookSender
 from gateway.domain.addresses import PUBLIC, Reach
 from gateway.domain.approvals import Approval
@@ -398,14 +398,29 @@ async def test_a_request_is_not_told_after_its_time_and_its_end_is(
     assert office.counted()["approval.requested", "expired"] == 1
 
 
+async def test_what_is_asked_for_anew_is_sent_although_its_time_is_over(
+    stores: Stores, sender: HttpWebhookSender, receiver: Receiver
+) -> None:
+    await asked(stores, timeout=0.0)
+    end = endpoint(receiver.url, "approval.requested")
+    office = Office(stores, sender, end)
+    await office.work()
+    (late,) = await listed(stores, end)
+    await stores.webhooks.redeliver(TENANT, late.id)
+    await office.send()
+    assert [one.status for one in await listed(stores, end)] == ["delivered"]
+
+
 async def test_what_expired_before_it_could_be_sent_is_not(
     stores: Stores, sender: HttpWebhookSender, receiver: Receiver
 ) -> None:
     await asked(stores, timeout=0.0)
     end = endpoint(receiver.url, "approval.requested")
-    await Office(stores, sender, end).work()
+    office = Office(stores, sender, end)
+    await office.work()
     (shown,) = await listed(stores, end)
     assert (shown.status, shown.last_error, shown.attempts) == ("failed", "expired", 0)
+    assert office.counted() == {("approval.requested", "expired"): 1}
     assert receiver.got == []
 
 
@@ -452,6 +467,7 @@ async def test_what_waits_for_an_endpoint_that_is_switched_off_is_canceled(
     await office.send()
     (shown,) = await listed(stores, end)
     assert (shown.status, shown.last_error) == ("canceled", "endpoint_disabled")
+    assert office.counted() == {("approval.requested", "canceled"): 1}
     assert receiver.got == []
     assert await stores.webhooks.redeliver(TENANT, shown.id) == "off"
     await stores.webhooks.switch(TENANT, end.id, None)
@@ -563,6 +579,35 @@ async def test_nothing_of_an_endpoint_or_event_is_readable_in_a_dump(
     lasting = {name for name in kept if await stores.client.pttl(name) < 0}
     assert len(kept) > 4
     assert lasting == {f"gw:{{{TENANT}}}:hooks".encode()}  # endpoints stay until they are deleted
+
+
+@pytest.mark.covers("STATE-4", "APPR-9")
+async def test_endpoints_outlive_the_key_that_sealed_them(
+    stores: Stores, sender: HttpWebhookSender, receiver: Receiver, caplog: Any
+) -> None:
+    old, new = ("k1", b"\1" * 32), ("k2", b"\2" * 32)
+    made = WebhookEndpoint(id="we_1", url="https://a.example.com", keys=(SigningKey("s"),))
+    await stores.webhooks.put(TENANT, made, most=5)
+    both = RedisWebhookStore(stores.client, KeyRing([new, old]))
+    _, found, _ = await both.endpoints(TENANT)  # any event or look will do
+    only = RedisWebhookStore(stores.client, KeyRing([new]))
+    _, kept, _ = await only.endpoints(TENANT)
+    assert kept == found
+    assert kept["we_1"].keys == made.keys
+    lost = dataclasses.replace(made, id="we_2")
+    await stores.webhooks.put(TENANT, lost, most=5)
+    _, kept, _ = await only.endpoints(TENANT)
+    assert list(kept) == ["we_1"]  # one that cannot be read is in nobody's way
+    assert "needs the key 'k1'" in caplog.text
+
+
+async def test_a_delivery_that_cannot_be_read_is_in_nobodys_way(stores: Stores) -> None:
+    event = WebhookEvent(id="evt_1", type="tool.drifted", occurred_at=1.0, data={"id": "x"})
+    await stores.webhooks.spread(TENANT, event, ["we_1"])
+    only = RedisWebhookStore(stores.client, KeyRing([("k2", b"\2" * 32)]))
+    await only.spread(TENANT, dataclasses.replace(event, id="evt_2"), ["we_1"])
+    found = await only.take([TENANT], lease=30, most=8, room={})
+    assert [due.event.id for due in found] == ["evt_2"]
 
 
 async def test_an_endpoint_is_written_only_over_the_version_that_was_read(stores: Stores) -> None:

@@ -115,19 +115,17 @@ function op.take()
     local ids = redis.call('ZRANGEBYSCORE', due(endpoint), '-inf', int(now), 'LIMIT', 0,
       room[endpoint] or most)
     for _, id in ipairs(ids) do
-      local d = redis.call('HMGET', dlv(id), 'i', 'n', 'r')
+      local d = redis.call('HMGET', dlv(id), 'i', 'r')
       local event = d[1] and show_event(d[1])
       if not event then
         redis.call('ZREM', due(endpoint), id)
         redis.call('DEL', dlv(id))
-      elseif stopped then
-        finish(endpoint, id, 'canceled', 'endpoint_disabled')
-      elseif tonumber(event[4]) > 0 and now >= tonumber(event[4]) and d[3] == '0' then
-        finish(endpoint, id, 'failed', 'expired')
       else
+        -- Who asks for it anew wants it although its time is over.
+        if d[2] ~= '0' then event[4] = '0' end
         await(endpoint, id, now + lease)
         redis.call('HINCRBY', dlv(id), 'f', 1)
-        taken[#taken + 1] = {show(id), event, sealed}
+        taken[#taken + 1] = {show(id), event, sealed, stopped}
       end
     end
     recall(endpoint)
@@ -135,8 +133,8 @@ function op.take()
   return {int(now), taken}
 end
 
--- delivery, fence, outcome (delivered, retry, failed, gone, canceled), status or '', error,
--- delay in ms. Returns what it became, '' when it is no longer the holder's to settle.
+-- delivery, fence, outcome (delivered, retry, failed, gone; expired, canceled: it was not sent),
+-- status or '', error, delay in ms. Returns what it became, '' when it is no longer the holder's to settle.
 function op.settle()
   local id, outcome, key = ARGV[4], ARGV[6], dlv(ARGV[4])
   local d = redis.call('HMGET', key, 'p', 'f', 'i', 'r')
@@ -144,14 +142,14 @@ function op.settle()
   local endpoint, problem = d[1], ARGV[8]
   -- A repeat of this call finds another fence.
   redis.call('HINCRBY', key, 'f', 1)
-  if outcome ~= 'canceled' then
+  if outcome ~= 'canceled' and outcome ~= 'expired' then
     redis.call('HSET', key, 'l', int(now), 'st', ARGV[7])
     redis.call('HINCRBY', key, 'n', 1)
   end
   local at = now + tonumber(ARGV[9])
   if outcome == 'retry' and d[4] == '0' then
     local ends = tonumber(redis.call('HGET', evt(d[3]), 'x') or '0')
-    if ends > 0 and at >= ends then outcome, problem = 'failed', 'expired' end
+    if ends > 0 and at >= ends then outcome = 'expired' end
   end
   if outcome == 'retry' then
     redis.call('HSET', key, 'er', problem)
@@ -159,9 +157,10 @@ function op.settle()
   elseif outcome == 'gone' then
     finish(endpoint, id, 'failed', problem)
     if redis.call('HSETNX', off, endpoint, 'gone') == 1 then outcome = 'disabled' end
+  elseif outcome == 'expired' then
+    finish(endpoint, id, 'failed', 'expired')
   else
     finish(endpoint, id, outcome, problem)
-    if problem == 'expired' then outcome = 'expired' end
   end
   recall(endpoint)
   return outcome

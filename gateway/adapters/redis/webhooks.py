@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 from redis.exceptions import NoScriptError
@@ -18,7 +19,7 @@ from typing_extensions import override
 
 from gateway.adapters.redis import keys
 from gateway.adapters.redis.client import Client, Script, store_errors
-from gateway.domain.errors import Conflict
+from gateway.domain.errors import Conflict, Undecipherable
 from gateway.domain.ports import Cipher, Due, Outbox, Outcome, Settled, WebhookStore
 from gateway.domain.webhooks import EVENTS, Delivery, WebhookEndpoint, WebhookEvent, delivery_id
 
@@ -26,6 +27,17 @@ _JSON = msgspec.json.Encoder()
 _DATA = msgspec.json.Decoder(dict[str, Any])
 _ENCODER = msgspec.msgpack.Encoder()
 _ENDPOINT = msgspec.msgpack.Decoder(WebhookEndpoint)
+
+
+logger = logging.getLogger("gateway.webhooks")
+
+
+class AgingCipher(Cipher, Protocol):
+    """A cipher that tells what is sealed under an older key."""
+
+    def is_current(self, sealed: bytes) -> bool:
+        """Tell whether bytes are sealed under the first key."""
+        ...
 
 
 class RedisOutbox(Outbox):
@@ -55,10 +67,15 @@ class RedisOutbox(Outbox):
 
 
 class RedisWebhookStore(WebhookStore):
-    """Endpoints and deliveries of all tenants."""
+    """Endpoints and deliveries of all tenants.
 
-    def __init__(self, client: Client, cipher: Cipher) -> None:
+    Endpoints have no end: one that is sealed under an older key is sealed anew when it is read,
+    so that the key can be taken out some day.
+    """
+
+    def __init__(self, client: Client, cipher: AgingCipher) -> None:
         self._client = client
+        self._cipher = cipher
         self._sealing = _Sealing(cipher)
         self._script = Script(client, "webhooks.lua")
 
@@ -95,11 +112,19 @@ class RedisWebhookStore(WebhookStore):
         except NoScriptError:
             await self._script.load()
             answers = await self._take(calls)
-        return [
-            self._sealing.due(tenant, int(now) / 1000, parts)
+        found = [
+            self._due(tenant, int(now) / 1000, parts)
             for tenant, (now, taken) in zip(tenants, answers, strict=True)
             for parts in taken
         ]
+        return [due for due in found if due is not None]
+
+    def _due(self, tenant: str, now: float, parts: Sequence[Any]) -> Due | None:
+        try:
+            return self._sealing.due(tenant, now, parts)
+        except Undecipherable as exc:  # the others can be sent all the same
+            logger.error("a webhook cannot be read: %s", exc.message)  # noqa: TRY400
+            return None
 
     async def _take(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipe:
@@ -163,9 +188,22 @@ class RedisWebhookStore(WebhookStore):
         reasons = {name.decode(): why.decode() for name, why in _by_two(off)}
         found = {}
         for name, value in _by_two(stored):
-            one = self._sealing.endpoint(tenant, name.decode(), value)
-            found[one.id] = replace(one, off=reasons.get(one.id))
+            one = await self._current(tenant, name.decode(), value)
+            if one is not None:
+                found[one.id] = replace(one, off=reasons.get(one.id))
         return int(now) / 1000, found, reasons
+
+    async def _current(self, tenant: str, name: str, value: bytes) -> WebhookEndpoint | None:
+        """Open an endpoint, and seal it anew where its key is an older one."""
+        try:
+            one = self._sealing.endpoint(tenant, name, value)
+        except Undecipherable as exc:  # the others can be told all the same
+            logger.error("a webhook endpoint cannot be read: %s", exc.message)  # noqa: TRY400
+            return None
+        if self._cipher.is_current(value.partition(b":")[2]):
+            return one
+        written = await self.put(tenant, one, most=0)
+        return replace(one, version=one.version + 1) if written else one
 
     @override
     @store_errors
@@ -228,7 +266,7 @@ class _Sealing:
         return _ENDPOINT.decode(plain)
 
     def due(self, tenant: str, now: float, parts: Sequence[Any]) -> Due:
-        shown, event, sealed = parts
+        shown, event, sealed, off = parts
         delivery = _delivery(tenant, shown)
         endpoint = None
         if sealed is not None:
@@ -237,6 +275,7 @@ class _Sealing:
             delivery=delivery,
             event=self.event(tenant, delivery.event_id, event),
             endpoint=endpoint,
+            off=None if off is None else off.decode(),
             now=now,
         )
 
