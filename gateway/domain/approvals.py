@@ -293,6 +293,15 @@ def _span(seconds: float) -> str:
     return f"{round(seconds)} s"
 
 
+def withdrawn(batch: Batch) -> dict[str, str]:
+    """Name the approvals of a checked batch that hold no more, each with what the model is told."""
+    return {
+        one.id: answer(one)[1] or ""
+        for one in batch.approvals
+        if one.status is ApprovalStatus.SUPERSEDED
+    }
+
+
 def _waited(approval: Approval) -> float:
     """How long there was to decide, extensions included."""
     return approval.expires_at - approval.created_at or approval.timeout

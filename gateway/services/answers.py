@@ -350,6 +350,13 @@ class NativeAnswers:
             BatchStatus.DISPATCHED,
         ):
             raise pending_conflict(batch)
+        if batch is not None and batch.status is BatchStatus.ABANDONED:
+            raise Conflict(
+                f"The response '{batch.turn_id}' was given up while it waited for approvals; "
+                "go on from the one before it.",
+                code="response_cancelled",
+                param="previous_response_id",
+            )
 
     def _own(
         self, known: Mapping[str, Approval], response: ApprovalResponse, end_user: str

@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from gateway.domain import events
-from gateway.domain.approvals import Approval, ApprovalStatus, Batch, BatchStatus
+from gateway.domain.approvals import Approval, ApprovalStatus, Batch, BatchStatus, withdrawn
 from gateway.domain.documents import NULL, Document, Raw, encode, parse_array, raw
 from gateway.domain.errors import (
     Conflict,
@@ -172,7 +172,9 @@ class Pipe:
         if batch is None:
             return
         reached(Point.BEFORE_DISPATCH)
-        if not await self._approvals.dispatch(running.state.tenant, batch.id, fence=batch.fence):
+        if not await self._approvals.dispatch(
+            running.state.tenant, batch.id, fence=batch.fence, superseded=withdrawn(batch)
+        ):
             running.batch = None
             raise Overtaken("The approvals were continued elsewhere.")
         running.dispatched = True

@@ -522,3 +522,31 @@ async def test_who_is_named_by_new_rules_does_not_decide_what_was_asked_before(
         assert code_of(await vote(gateway, approval, key="second")) == (403, "not_an_approver")
         assert (await vote(gateway, approval, "deny")).status_code == 200
         await settled(gateway, approval["response_id"])
+
+
+@pytest.mark.covers("APPR-6", "APPR-7")
+async def test_an_approval_that_holds_no_more_when_it_is_sent_is_superseded_on_record(
+    stack: Stack,
+) -> None:
+    sections = tenancy(stack)
+    with stack.gateway(rules=asks(), **sections) as gateway:
+        approval = await held(gateway)
+    denied = [{"id": "none", "match": {"server": "github"}, "effect": "deny"}]
+    with stack.gateway(rules=denied, **sections) as gateway:
+        assert (await vote(gateway, approval)).json()["status"] == "approved"
+        await settled(gateway, approval["response_id"])
+        async with gateway.http("approver") as client:
+            found = (await client.get(approval["url"])).json()
+            listed = await client.get("/v1/approvals?status=superseded")
+            assert approval["id"] in listed.text
+            listed = await client.get("/v1/approvals?status=approved")
+            assert approval["id"] not in listed.text
+    assert (found["status"], found["decided_by"]) == ("superseded", "policy:revalidation")
+    assert found["reason"] == "The tool or its rules changed before a decision."
+    events = [(line["event"], line["status"]) for line in found["history"]]
+    assert events == [
+        ("requested", "pending"),
+        ("resolved", "approved"),
+        ("resolved", "superseded"),
+    ]
+    assert await executed(stack, approval["arguments"]) == []
