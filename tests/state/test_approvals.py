@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from typing import Any
 
 import pytest
 
+from gateway.adapters.crypto import KeyRing
 from gateway.adapters.redis import keys
 from gateway.adapters.redis.approvals import RedisApprovalStore
 from gateway.adapters.redis.client import Client
 from gateway.domain.approvals import ApprovalStatus, BatchStatus, answer
-from gateway.domain.ports import Job
+from gateway.domain.ports import Job, Once
+from gateway.domain.terms import Escalation
 
 from .conftest import Stores
-from .make import APPROVE, DENY, OTHER, TENANT, approval, opened, pass_time, turn, vote
+from .make import APPROVE, DENY, OTHER, TENANT, approval, names, opened, pass_time, turn, vote
 
 EXPIRED = (
     "No approver answered within {}. This is not a human refusal. "
     "Do not retry the call; tell the user that it was not approved in time."
 )
+
+RACES = 500 if os.environ.get("GATEWAY_RELIABILITY", "") == "long" else 50
 
 LATE = 0.002
 """A time-out or lease that is over at once."""
@@ -351,7 +356,7 @@ async def test_the_callers_own_answer_makes_no_job(stores: Stores) -> None:
 
 @pytest.mark.covers("APPR-6")
 async def test_opposite_decisions_at_once_have_one_winner(stores: Stores) -> None:
-    for round_ in range(50):
+    for round_ in range(RACES):
         asked = approval(batch_id=f"resp_{round_}")
         await opened(stores.approvals, asked)
         results = await asyncio.gather(
@@ -365,7 +370,7 @@ async def test_opposite_decisions_at_once_have_one_winner(stores: Stores) -> Non
         final = await stores.approvals.get(TENANT, asked.id)
         assert won[0].approval == final
         assert {r.problem for r in results if r.problem} == {"already_decided"}
-    assert len(await jobs_of(stores, "continue")) == 50
+    assert len(await jobs_of(stores, "continue")) == RACES
 
 
 @pytest.mark.covers("APPR-4", "APPR-5")
@@ -706,3 +711,82 @@ async def test_another_tenants_ids_are_unknown_everywhere(stores: Stores) -> Non
     assert not await store.finish(OTHER, batch.id, fence=1, status=BatchStatus.DONE)
     assert await stores.jobs.take([OTHER], limit=10) == []
     assert await store.claim(TENANT, batch.id, lease=30) is not None
+
+
+# Requests with a key of their own
+
+
+@pytest.mark.covers("APPR-6")
+async def test_a_remembered_answer_ends_after_a_day_and_survives_a_new_key(
+    stores: Stores, client: Client
+) -> None:
+    asked = approval(quorum=3)
+    await opened(stores.approvals, asked)
+    once = Once("k", b"body")
+    first = await vote(stores.approvals, asked, "ann", APPROVE, once=once)
+    await vote(stores.approvals, asked, "ben", APPROVE)
+    rotated = RedisApprovalStore(client, KeyRing([("k2", b"\2" * 32), ("k1", b"\1" * 32)]))
+    again = await vote(rotated, asked, "ann", APPROVE, once=once)
+    assert (again, again.counted, first.counted) == (first, False, True)
+    other = await vote(rotated, asked, "ann", APPROVE, once=Once("k", b"other"))
+    assert other.problem == "idempotency_key_reused"
+    kept = [name async for name in names(client) if b":idem:" in name]
+    assert len(kept) == 1
+    assert 86_000_000 < await client.pttl(kept[0]) <= 86_400_000
+
+
+# Time
+
+
+@pytest.mark.covers("APPR-6")
+async def test_time_warns_once_and_escalates_in_order_although_nobody_looks(
+    stores: Stores,
+) -> None:
+    levels = (Escalation(100.0, ("group:cfo",)), Escalation(200.0, ("group:ceo", "role:approver")))
+    asked = approval(timeout=1000.0, escalate=levels)
+    await opened(stores.approvals, asked)
+    await pass_time(stores.client, 250)
+    got = await stores.approvals.get(TENANT, asked.id)
+    assert got is not None
+    assert (got.level, got.version) == (2, 3)
+    assert got.approvers == ("role:approver", "group:cfo", "group:ceo")
+    await pass_time(stores.client, 551)
+    for _ in range(2):
+        assert await stores.approvals.expire_due(TENANT) == []
+    told = [job.event for job in await jobs_of(stores, "webhook")]
+    assert told == [
+        "approval.requested",
+        *["approval.escalated"] * 2,
+        "approval.expiring",
+    ]
+    page = await stores.approvals.inbox(TENANT, after="0-0")
+    assert [f"approval.{entry.event}" for entry in page.entries] == told
+
+
+async def test_more_time_warns_again(stores: Stores) -> None:
+    asked = approval(timeout=100.0)
+    await opened(stores.approvals, asked)
+    await pass_time(stores.client, 90)
+    await stores.approvals.expire_due(TENANT)
+    await stores.approvals.extend(TENANT, asked.id, actor="ann", seconds=100)
+    await pass_time(stores.client, 100)
+    await stores.approvals.expire_due(TENANT)
+    got = await stores.approvals.get(TENANT, asked.id)
+    assert got is not None
+    assert [line.event for line in got.history] == [
+        "requested",
+        "expiring",
+        "extended",
+        "expiring",
+    ]
+
+
+@pytest.mark.covers("APPR-5")
+async def test_what_comes_later_waits_and_is_done_once(stores: Stores) -> None:
+    store, batch_id = stores.approvals, await ready(stores.approvals)
+    await store.claim(TENANT, batch_id, lease=30)
+    for job in await jobs_of(stores, "continue"):
+        await stores.jobs.done(job)
+    assert await store.finish(TENANT, batch_id, fence=1, status=BatchStatus.READY, delay=3600.0)
+    assert await jobs_of(stores, "continue") == []
+    assert await stores.client.zcard(f"gw:{{{TENANT}}}:jobs:later") == 1

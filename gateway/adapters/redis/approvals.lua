@@ -99,7 +99,7 @@ local function go_on(id, key, delay)
   if not delay or delay <= 0 then return job('k', 'continue', 's', id) end
   local fields = {'o', string.format('%.3f', now / 1000), 'k', 'continue', 's', id}
   redis.call('ZADD', prefix .. 'jobs:later', int(now + delay), cmsgpack.pack(fields))
-  keep(prefix .. 'jobs:later', JOBS_TTL)
+  keep(prefix .. 'jobs:later', EVENTS_TTL)
 end
 
 local function set_ready(id, key, delay)
