@@ -260,14 +260,26 @@ def mcp() -> None:
     help="A header that callers would send (`forward_headers`), with a reference to its value, "
     "such as `X-User-Token=env:TOKEN`; may be repeated.",
 )
+@click.option(
+    "--accept", is_flag=True, help="Trust these definitions from now on, in every tenant."
+)
+@click.option("--yes", is_flag=True, help="Do not ask before accepting.")
 @json_option
-def mcp_probe(label: str, config: Path | None, headers: tuple[str, ...], as_json: bool) -> None:
+def mcp_probe(
+    label: str,
+    config: Path | None,
+    headers: tuple[str, ...],
+    accept: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """List the tools of the MCP server LABEL, with its configured headers.
 
-    Shows each tool's annotations, which are what the server claims, and the hash of its
-    definition, which changes when name, title, description, schemas or annotations do.
+    Shows each tool's annotations, which are what the server claims, the hash of its definition,
+    which changes when name, title, description, schemas or annotations do, and what its pin says:
+    `trusted`, `drifted` (the server lists another definition), `quarantined` or `unseen`.
     """
-    from gateway.cli.probe import ProbeError, probe
+    from gateway.cli.probe import ProbeError, accept_all, probe
 
     settings = read_settings(config)
     try:
@@ -275,6 +287,16 @@ def mcp_probe(label: str, config: Path | None, headers: tuple[str, ...], as_json
     except ProbeError as exc:
         fail([str(exc)])
     click.echo(report.to_json() if as_json else report.to_text(), nl=False)
+    if not accept:
+        return
+    if not yes:
+        click.confirm("Trust these definitions?", abort=True, err=True)
+    try:
+        changed = accept_all(settings, report)
+    except ProbeError as exc:
+        fail([str(exc)])
+    for tenant, count in changed.items():
+        click.echo(f"{tenant}: {count} pin(s) changed", err=True)
 
 
 @cli.group()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import rfc8785
-
 from gateway.adapters.secrets import SecretResolver
+from gateway.cli.pins import PinsOf, PinsUnavailable, accept, compare
+from gateway.domain.documents import encode
 from gateway.domain.errors import SecretUnavailable
+from gateway.domain.pins import Definition, define
 from gateway.domain.registry import McpServer
 from gateway.domain.secrets import SecretRef
 from gateway.settings import Settings
@@ -26,7 +26,11 @@ class ProbeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ToolReport:
-    """A tool as the server defines it."""
+    """A tool as the server defines it.
+
+    Attributes:
+        pins: Tenant to what its pin says of this definition; empty where pins cannot be read.
+    """
 
     name: str
     title: str | None
@@ -36,6 +40,7 @@ class ToolReport:
     effect: str
     rule: str
     definition_hash: str
+    pins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +51,12 @@ class ProbeReport:
     url: str
     server: str
     tools: tuple[ToolReport, ...]
+    definitions: tuple[Definition, ...] = ()
 
     def to_json(self) -> str:
         """Write it for programs."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        shown = {name: value for name, value in asdict(self).items() if name != "definitions"}
+        return json.dumps(shown, indent=2) + "\n"
 
     def to_text(self) -> str:
         """Write it as a table."""
@@ -58,17 +65,32 @@ class ProbeReport:
         from rich.table import Table
 
         table = Table(title=f"{self.label}: {escape(_visible(self.server))} at {escape(self.url)}")
-        for heading in ("tool", "title", "claims", "rules say", "definition hash"):
+        rows = [_row(tool) for tool in self.tools]
+        # A column in which nothing stands would only make the others narrow.
+        headings = [name for name in _COLUMNS if any(row[name] for row in rows)]
+        for heading in headings:
             table.add_column(heading, overflow="fold")
-        for tool in self.tools:
-            name = _visible(tool.name) + ("" if tool.offered else " (not offered)")
-            said = f"{tool.effect} ({tool.rule})"
-            cells = (name, _visible(tool.title or ""), _claims(tool.annotations), said)
-            table.add_row(*(escape(cell) for cell in cells), tool.definition_hash[:23])
+        for row in rows:
+            table.add_row(*(escape(row[heading]) for heading in headings))
         console = Console()
         with console.capture() as capture:
             console.print(table)
         return capture.get()
+
+
+_COLUMNS = ("tool", "title", "claims", "rules say", "pin", "definition hash")
+
+
+def _row(tool: ToolReport) -> dict[str, str]:
+    cells = (
+        _visible(tool.name) + ("" if tool.offered else " (not offered)"),
+        _visible(tool.title or ""),
+        _claims(tool.annotations),
+        f"{tool.effect} ({tool.rule})",
+        _pins(tool.pins),
+        tool.definition_hash[:23],
+    )
+    return dict(zip(_COLUMNS, cells, strict=True))
 
 
 def _visible(text: str) -> str:
@@ -77,20 +99,17 @@ def _visible(text: str) -> str:
     return shown if len(shown) <= 200 else shown[:199] + "…"
 
 
+def _pins(pins: dict[str, str]) -> str:
+    said = set(pins.values())
+    if len(said) < 2:
+        return next(iter(said), "")
+    return ", ".join(f"{tenant}: {status}" for tenant, status in pins.items())
+
+
 def _claims(annotations: dict[str, Any] | None) -> str:
     hints = {name.removesuffix("Hint"): value for name, value in (annotations or {}).items()}
     shown = [name if value is True else f"{name}={value}" for name, value in hints.items()]
     return _visible(", ".join(shown))
-
-
-def definition_hash(tool: dict[str, Any]) -> str:
-    """Hash a tool's definition: SHA-256 of its RFC 8785 canonical JSON.
-
-    Args:
-        tool: name, title, description, input_schema, output_schema and annotations; what the
-            server left out is null.
-    """
-    return "sha256:" + hashlib.sha256(rfc8785.dumps(tool)).hexdigest()
 
 
 def probe(settings: Settings, label: str, extra_headers: tuple[str, ...] = ()) -> ProbeReport:
@@ -109,6 +128,28 @@ def probe(settings: Settings, label: str, extra_headers: tuple[str, ...] = ()) -
     return asyncio.run(_probe(settings, servers[label], extra_headers))
 
 
+def accept_all(settings: Settings, report: ProbeReport) -> dict[str, int]:
+    """Trust the definitions that were shown; return how many pins changed, by tenant.
+
+    Raises:
+        ProbeError: The pins cannot be written.
+    """
+    (server,) = [one for one in settings.to_mcp_servers() if one.label == report.label]
+    try:
+        return asyncio.run(accept(settings, server, report.definitions))
+    except PinsUnavailable as exc:
+        raise ProbeError(f"{report.label}: {exc}") from None
+
+
+async def _known_pins(
+    settings: Settings, server: McpServer, definitions: tuple[Definition, ...]
+) -> PinsOf:
+    try:
+        return await compare(settings, server, definitions)
+    except PinsUnavailable:
+        return {}  # looking at a server needs no Redis
+
+
 async def _probe(settings: Settings, server: McpServer, extra: tuple[str, ...]) -> ProbeReport:
     headers = await _headers(server, extra)
     statuses: list[int] = []
@@ -119,8 +160,10 @@ async def _probe(settings: Settings, server: McpServer, extra: tuple[str, ...]) 
         refused = f"HTTP {statuses[-1]}" if statuses and statuses[-1] >= 400 else None
         raise ProbeError(f"{server.label}: {server.url}: {refused or _reason(exc)}") from None
     rules = settings.to_rule_set()
+    definitions = tuple(define(encode(tool), complete=True) for tool in tools)
+    pins = await _known_pins(settings, server, definitions)
     reports = []
-    for tool in tools:
+    for tool, definition in zip(tools, definitions, strict=True):
         ruling = rules.decide(server.label, tool["name"])
         reports.append(
             ToolReport(
@@ -131,10 +174,11 @@ async def _probe(settings: Settings, server: McpServer, extra: tuple[str, ...]) 
                 offered=server.allowed_tools is None or tool["name"] in server.allowed_tools,
                 effect=ruling.effect.value,
                 rule=ruling.rule,
-                definition_hash=definition_hash(tool),
+                definition_hash=definition.hash,
+                pins={tenant: said[tool["name"]] for tenant, said in pins.items()},
             )
         )
-    return ProbeReport(server.label, server.url, name, tuple(reports))
+    return ProbeReport(server.label, server.url, name, tuple(reports), definitions)
 
 
 async def _headers(server: McpServer, extra: tuple[str, ...]) -> dict[str, str]:

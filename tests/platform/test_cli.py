@@ -1,5 +1,6 @@
 """The command line (RUN-4, RUN-5)."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from gateway import __version__
 from gateway.cli.commands import cli
-from gateway.cli.probe import definition_hash
 from gateway.domain.identity import KeyRing, Role
+from gateway.domain.pins import definition_hash
 from gateway.settings import Settings
 
 Write = Callable[..., Path]
@@ -288,6 +289,30 @@ def test_probe_tells_a_refusal_without_the_header(
     assert result.exit_code == 1
     assert "canary" not in result.output
     assert "401" in result.output
+
+
+@pytest.mark.covers("MCP-5")
+def test_probe_compares_with_the_pins_and_accepts_on_confirmation(
+    probe: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gateway.adapters.redis.embedded import EmbeddedValkey
+
+    monkeypatch.setenv("KEY_1", base64.b64encode(b"k" * 32).decode())
+    assert probe("--accept", "--yes").exit_code == 1  # the embedded Valkey does not run
+    with EmbeddedValkey() as valkey:
+        change = ('url = "embedded"\ndirectory = "state"', f'url = "{valkey.url}"')
+
+        def pins() -> set[str]:
+            tools = json.loads(probe("--json", change=change).output)["tools"]
+            return {status for tool in tools for status in tool["pins"].values()}
+
+        assert pins() == {"unseen"}
+        assert probe("--accept", change=change).exit_code == 1  # nobody said yes
+        assert pins() == {"unseen"}
+        assert "3 pin(s) changed" in probe("--accept", "--yes", change=change).stderr
+        assert pins() == {"trusted"}
+        assert "trusted" in probe(change=change).stdout
+        assert "0 pin(s) changed" in probe("--accept", "--yes", change=change).stderr
 
 
 def test_probe_of_an_unknown_label(write: Write) -> None:
