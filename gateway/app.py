@@ -187,6 +187,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         rules,
         servers=servers,
         meter=meter,
+        audit=stores.audit,
         engine=await _engine(stack, settings, secrets),
         on_error=settings.policy.on_error,
     )

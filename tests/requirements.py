@@ -80,11 +80,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "APPR-10": Requirement("console", "part", "sign-in, inbox, decide; no live updates"),
     "APPR-11": Requirement("every decision in a hash chain; read, verify, export"),
     "APPR-12": Requirement("computer use", "later"),
-    "APPR-13": Requirement(
-        "rules in full",
-        "part",
-        "shadow decisions are not in the audit yet",
-    ),
+    "APPR-13": Requirement("rules in full"),
     "STREAM-1": Requirement("one path, bounded memory, back-pressure"),
     "STREAM-2": Requirement("leaving a plain turn cancels the upstream call at once"),
     "STREAM-3": Requirement("background and resume", "part", "native background passes through"),

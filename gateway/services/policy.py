@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from gateway.domain.calls import Call
 from gateway.domain.identity import Tenant
-from gateway.domain.ports import Meter
+from gateway.domain.ports import AuditLog, Meter
 from gateway.domain.registry import McpServer
 from gateway.domain.rules import (
     Effect,
@@ -90,6 +90,7 @@ class Policy:
         *,
         servers: Mapping[str, McpServer],
         meter: Meter,
+        audit: AuditLog,
         engine: PolicyEngine | None = None,
         on_error: Literal["ask", "deny"] | None = None,
     ) -> None:
@@ -98,10 +99,15 @@ class Policy:
         self._engine = engine
         self._on_error = on_error
         self._meter = meter
+        self._audit = audit
         self._hits: Counter[tuple[str, str]] = Counter()
 
     async def judge(self, call: Call) -> Ruling:
-        """Decide a call that is to be made, and report the ruling."""
+        """Decide a call that is to be made, and report the ruling.
+
+        Raises:
+            StoreUnavailable: What has to be in the audit cannot be noted.
+        """
         ruling = await self.rejudge(call)
         # An engine's own name for a rule is not for a label: it could be any.
         self._meter.ruling(rule=ruling.rule.partition(":")[0], effect=ruling.effect.value)
@@ -110,8 +116,11 @@ class Policy:
         for error in ruling.errors:
             self._meter.rule_error(error.partition(":")[0])
             logger.warning("a rule has no answer", extra={"rule": error, **_named(call)})
+        if ruling.errors:
+            detail = {"effect": ruling.effect.value, "errors": list(ruling.errors)}
+            await self._note(call, "policy.error", ruling, detail)
         if ruling.shadow is not None:
-            self._report_shadow(call, ruling, ruling.shadow)
+            await self._report_shadow(call, ruling, ruling.shadow)
         return ruling
 
     async def rejudge(self, call: Call) -> Ruling:
@@ -176,11 +185,22 @@ class Policy:
         effect = Effect(self._on_error or ("deny" if facts.destructive else "ask"))
         return Ruling(effect, engine, reason=f"The policy engine gave no answer: {why}.")
 
-    def _report_shadow(self, call: Call, effective: Ruling, shadow: Ruling) -> None:
+    async def _report_shadow(self, call: Call, effective: Ruling, shadow: Ruling) -> None:
         effects = {"effective": effective.effect.value, "shadow": shadow.effect.value}
         self._meter.shadow_decision(rule=shadow.rule.partition(":")[0], **effects)
-        logger.info(
-            "policy.shadow_decision", extra={"rule": shadow.rule, **effects, **_named(call)}
+        detail = {"rule": shadow.rule, **effects}
+        logger.info("policy.shadow_decision", extra={**detail, **_named(call)})
+        await self._note(call, "policy.shadow_decision", effective, detail)
+
+    async def _note(
+        self, call: Call, event: str, ruling: Ruling, detail: Mapping[str, object]
+    ) -> None:
+        await self._audit.note(
+            call.tenant,
+            event,
+            actor=f"policy:{ruling.rule}",
+            subject=f"{call.server}.{call.tool}",
+            detail={**detail, "version": ruling.version},
         )
 
 

@@ -519,7 +519,7 @@ class Settings(BaseSettings):
     @property
     def version(self) -> str:
         """Name what decides about tools, and for whom; the same on replicas that agree."""
-        deciding = self.model_dump_json(include={"rules", "mcp_servers", "tenants"})
+        deciding = self.model_dump_json(include={"rules", "policy", "mcp_servers", "tenants"})
         return hashlib.sha256(deciding.encode()).hexdigest()[:16]
 
     def to_rule_set(self) -> RuleSet:

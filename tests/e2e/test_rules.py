@@ -73,6 +73,17 @@ async def asked(gateway: Gateway, path: str, body: Any = None, *, key: str = "se
     return answer.json()
 
 
+async def entry(gateway: Gateway, event: str) -> Any:
+    """Wait for the one entry of the audit about an event."""
+    with anyio.fail_after(10):
+        while True:
+            found = (await asked(gateway, f"/v1/audit?event={event}"))["data"]
+            if found:
+                (one,) = found
+                return one
+            await anyio.sleep(0.02)
+
+
 # One call
 
 
@@ -120,6 +131,10 @@ async def test_what_a_deny_rule_does_not_understand_is_not_let_through(
         await decide(gateway, word, "deny")
         await settled(gateway, held.json()["id"])
         assert await metric(gateway, 'gateway_policy_errors_total{rule="large"}') == 1
+        noted = await entry(gateway, "policy.error")
+        assert noted["detail"]["effect"] == "ask"
+        assert word not in json.dumps(noted)
+        assert noted["detail"]["errors"][0].startswith("large: ")
     assert await executed(stack, word) == []
 
 
@@ -200,6 +215,14 @@ async def test_a_rule_in_shadow_is_reported_and_decides_nothing(
             'gateway_policy_shadow_decisions_total{effective="allow",rule="large",shadow="deny"}'
         )
         assert await metric(gateway, series) == 1
+        noted = await entry(gateway, "policy.shadow_decision")
+        assert noted["detail"] == {
+            "rule": "large",
+            "effective": "allow",
+            "shadow": "deny",
+            "version": (await asked(gateway, "/v1/policy"))["version"],
+        }
+        assert (noted["actor"], noted["subject"]) == ("policy:corp", "github.send_payment")
         shown = await asked(gateway, "/v1/policy")
         assert [(one["id"], one["mode"], one["hits"]) for one in shown["rules"]] == [
             ("corp", "enforce", 1),
