@@ -84,7 +84,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "STREAM-1": Requirement("one path, bounded memory, back-pressure"),
     "STREAM-2": Requirement("leaving a plain turn cancels the upstream call at once"),
     "STREAM-3": Requirement("background and resume", "part", "native background passes through"),
-    "STREAM-4": Requirement("graceful stop", "part", "running streams finish"),
+    "STREAM-4": Requirement("graceful stop; held turns go on at other replicas"),
     "AUTH-1": Requirement("API keys", "part", "no JWT yet"),
     "AUTH-2": Requirement("tenants are isolated"),
     "LIMIT-1": Requirement("rate limits", "part", "token budget per chain"),

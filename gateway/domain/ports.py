@@ -382,7 +382,7 @@ class ApprovalStore(Protocol):
         """
         ...
 
-    async def retry(self, tenant: str, batch_id: str, *, by: str) -> bool:
+    async def retry(self, tenant: str, batch_id: str, *, by: str, once: str = "") -> bool:
         """Send the answers of an `indeterminate` batch once more: `ready`, with a new job.
 
         Where the caller itself answered there is no job: it sends its answers again.
@@ -392,13 +392,16 @@ class ApprovalStore(Protocol):
 
         Args:
             by: `subject:…`, or `policy:…` where no person chose.
+            once: An `Idempotency-Key`: the same one by the same person changes nothing more.
 
         Returns:
             False when the batch is not in doubt (any more).
         """
         ...
 
-    async def rewind(self, tenant: str, batch_id: str, *, by: str, reason: str) -> bool:
+    async def rewind(
+        self, tenant: str, batch_id: str, *, by: str, reason: str, once: str = ""
+    ) -> bool:
         """Give up a `waiting` or `indeterminate` batch: `abandoned`, with `cause` "rewind".
 
         The chain goes on from the turn before. Pending approvals are canceled. As after a
@@ -407,6 +410,7 @@ class ApprovalStore(Protocol):
 
         Args:
             by: `subject:…`, or `timeout` where nobody chose in time.
+            once: As for `retry`.
 
         Returns:
             False when the batch is past that.

@@ -44,7 +44,7 @@ from gateway.services.endings import Endings, abandoned, cancelled
 from gateway.services.failpoints import Point, reached
 from gateway.services.failures import aftermath, as_error, backoff, doubt, repeated_alone
 from gateway.services.following import RUNNING, Following
-from gateway.services.pipe import LOOK_LATER, Overtaken, Pipe, Tee, continuation
+from gateway.services.pipe import Overtaken, Pipe, Tee, continuation
 from gateway.services.preparation import restore_tools
 from gateway.services.settlement import ReceiptMismatch, Running, Settlement
 from gateway.services.turns import LogTee
@@ -338,7 +338,7 @@ class Continuations:
     async def cancel(self, batch: Batch) -> bool:
         """Cancel a held turn for its caller; false when it does not wait (any more)."""
         look = Job(token="", tenant=batch.tenant, kind="continue", subject=batch.id, event="look")
-        await self._jobs.add(look, delay=LOOK_LATER)  # were this process to end in between
+        await self._jobs.add(look, delay=self._lease)  # were this process to end in between
         reason = "The response was cancelled by its caller."
         if not await self._approvals.abandon(batch.tenant, batch.id, reason=reason):
             return False

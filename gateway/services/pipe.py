@@ -69,8 +69,8 @@ logger = logging.getLogger("gateway.turns")
 READ_ON = 0.1
 """Seconds that the end of an upstream's body may take after its terminal event."""
 
-LOOK_LATER = 60.0
-"""Seconds after which a worker looks whether a turn that was to be held has its batch."""
+LOOK_LATER = 3
+"""Leases after which a worker looks whether a turn that was to be held has its batch."""
 
 
 class Overtaken(Conflict):
@@ -311,7 +311,7 @@ class Pipe:
             event="look",
             target=turn_id,
         )
-        await self._jobs.add(look, delay=LOOK_LATER)
+        await self._jobs.add(look, delay=LOOK_LATER * self._lease)
         shown = {**running.view.final(result.response), "status": raw("in_progress")}
         await self._record(running, shown, batch=result.id, status="in_progress")
         held = encode(running.state)

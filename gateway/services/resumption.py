@@ -17,9 +17,6 @@ logger = logging.getLogger("gateway.approvals")
 
 Action = Literal["retry", "rewind"]
 
-_GOES_ON = frozenset(
-    {BatchStatus.READY, BatchStatus.CLAIMED, BatchStatus.DISPATCHED, BatchStatus.DONE}
-)
 _REASON = "The turn was taken back by a person."
 
 
@@ -31,12 +28,17 @@ class Resumption:
         self._approvals = approvals
         self._records = records
 
-    async def choose(self, caller: Caller, response_id: str, action: Action) -> Answer:
+    async def choose(
+        self, caller: Caller, response_id: str, action: Action, *, once: str = ""
+    ) -> Answer:
         """Retry or rewind a turn whose answers are in doubt, or rewind one that is held.
 
         A retry may run a tool a second time, so it is for those who may decide every approval
         that a person gave, and for admins. A rewind runs nothing: the turn's own caller may
         choose it as well.
+
+        Args:
+            once: An `Idempotency-Key`: repeated, it answers again and changes nothing.
 
         Raises:
             NotFound: The caller may not know of the response.
@@ -55,14 +57,17 @@ class Resumption:
             raise refusal(cause)
         if batch is None:
             raise _not_in_doubt(head)
-        _check(head, batch, action)
+        if batch.status is BatchStatus.WAITING and not _is_held(batch, action):
+            raise _not_in_doubt(head)
         by = f"subject:{caller.principal.subject}"
         if action == "retry":
-            changed = await self._approvals.retry(head.tenant, batch.id, by=by)
+            changed = await self._approvals.retry(head.tenant, batch.id, by=by, once=once)
         else:
-            changed = await self._approvals.rewind(head.tenant, batch.id, by=by, reason=_REASON)
+            changed = await self._approvals.rewind(
+                head.tenant, batch.id, by=by, reason=_REASON, once=once
+            )
         if not changed:
-            raise _too_late(head)
+            raise _too_late(head) if _chosen(batch) else _not_in_doubt(head)
         logger.info(
             "a person chose for a turn in doubt",
             extra={
@@ -96,16 +101,14 @@ def _refused(caller: Caller, head: TurnHead, batch: Batch | None) -> str | None:
     return next((cause for cause in causes if cause is not None), None)
 
 
-def _check(head: TurnHead, batch: Batch, action: Action) -> None:
-    if batch.status is BatchStatus.INDETERMINATE:
-        return
-    if batch.status in _GOES_ON and batch.fence > 1:
-        raise _too_late(head)
-    if batch.status is BatchStatus.ABANDONED:
-        raise _too_late(head)
-    held = any(one.on_timeout == "hold" for one in batch.approvals)
-    if action == "retry" or batch.status is not BatchStatus.WAITING or not held:
-        raise _not_in_doubt(head)
+def _is_held(batch: Batch, action: Action) -> bool:
+    """Tell whether a batch waits without end, and is to be given up."""
+    return action == "rewind" and any(one.on_timeout == "hold" for one in batch.approvals)
+
+
+def _chosen(batch: Batch) -> bool:
+    """Tell whether somebody has chosen before: the batch was in doubt, or is given up."""
+    return batch.status in (BatchStatus.INDETERMINATE, BatchStatus.ABANDONED) or batch.fence > 1
 
 
 def _not_in_doubt(head: TurnHead) -> Conflict:

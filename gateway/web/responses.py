@@ -86,7 +86,9 @@ def resumption_router(doors: Doors, resumption: Resumption, pace: Pace) -> Route
         """Choose for a held response that is in doubt: send its answers again, or take it back."""
         caller = doors.caller(request)
         action = _choice(await doors.document(request))
-        return _answered(await resumption.choose(caller, response_id, action), pace, caller)
+        once = request.headers.get("idempotency-key", "")
+        answer = await resumption.choose(caller, response_id, action, once=once)
+        return _answered(answer, pace, caller)
 
     return Router(path="/", route_handlers=[continue_response])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,9 @@ import anyio
 import httpx2
 import pytest
 
+from gateway.app import create_app
+from gateway.domain.lifecycle import Lifecycle
+from gateway.emulator.serve import serving
 from tests.support.approvals import (
     GITHUB,
     create,
@@ -394,3 +398,141 @@ async def test_where_nobody_chooses_in_time_the_turn_ends_as_it_stands(stack: St
         done = await settled(gateway, id_)
         assert done["error"]["code"] == "continuation_indeterminate"
     assert len([b for b in await sent(stack, word) if "approve" in str(b.get("input"))]) <= 1
+
+
+@pytest.mark.covers("APPR-4", "STREAM-4")
+async def test_a_replica_that_stops_ends_its_streams_in_order_and_another_goes_on(
+    stack: Stack,
+) -> None:
+    sections = tenancy(stack)
+    word = marker()
+    body = {"model": "gpt-4.1", "input": issue(word), "tools": [GITHUB], "stream": True}
+    asking = {"Gateway-Events": "approvals"}
+    with stack.gateway(**sections) as steady:
+        lifecycle = Lifecycle()
+        app = create_app(stack.settings(**sections), lifecycle=lifecycle)
+        with serving(_draining_by_door(app, lifecycle)) as url:
+            stopping = Gateway(url=url, settings=steady.settings, keys=stack.keys)
+            async with (
+                stopping.http() as client,
+                client.stream("POST", "/v1/responses", json=body, headers=asking) as response,
+            ):
+                stream = Stream(response)
+                reading = asyncio.ensure_future(stream.read())
+                (approval,) = await pending(steady, word)
+                waiting = asyncio.ensure_future(
+                    retrieved(stopping, approval["response_id"], wait=60)
+                )
+                with anyio.fail_after(10):
+                    async with stopping.http() as other:
+                        await other.get("/drain")
+                    await reading  # to its proper end: a cut body would raise
+                    assert (await waiting)["status"] == "in_progress"
+        assert ": draining" in stream.text
+        assert stream.kinds[-1] == "gateway.draining"
+        seen = [event for event in stream.events if not event["type"].startswith("gateway.")]
+        last = stream.events[-1]
+        assert last["starting_after"] == seen[-1]["sequence_number"]
+        await vote(steady, approval)
+        path = f"/v1/responses/{last['response_id']}?stream=true"
+        async with steady.http() as client:
+            rest = await client.get(f"{path}&starting_after={last['starting_after']}")
+            whole = await client.get(path)
+    assert [*seen, *frames(rest.text)] == frames(whole.text)
+    assert frames(rest.text)[-1]["type"] == "response.completed"
+    assert len(await executed(stack, word)) == 1
+
+
+def _draining_by_door(app: Any, lifecycle: Lifecycle) -> Any:
+    """Give a gateway a door that does what SIGTERM does to its process, in its own loop."""
+
+    async def served(scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") != "/drain":
+            await app(scope, receive, send)
+            return
+        lifecycle.draining = True
+        lifecycle.drained.set()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    return served
+
+
+@pytest.mark.covers("APPR-4", "APPR-5", "APPR-13")
+async def test_a_held_turn_stays_with_its_rules_while_a_replica_has_them(stack: Stack) -> None:
+    """An older replica with laxer rules beside it decides nothing in the turn."""
+    sections = tenancy(stack)
+    lax = {"rules": [{"id": "all", "match": {"server": "github"}, "effect": "allow"}]}
+    with stack.gateway(**{**sections, **lax}) as old:
+        for _ in range(5):
+            words = [marker(), marker()]
+            with stack.gateway(**sections) as new:
+                held = (await create(new, "\n/echo and\n".join(map(issue, words)))).json()
+                (first,) = await pending(old, words[0])
+                assert (await vote(old, first)).status_code == 200
+                (second,) = await pending(old, words[1])
+                assert second["policy"]["rule"] == "writes"
+            # The last replica with those rules is gone: now the others are the only ones.
+            assert (await vote(old, second)).status_code == 200
+            done = await settled(old, held["id"])
+            assert done["status"] == "completed"
+            for word in words:
+                assert len(await executed(stack, word)) == 1
+
+
+@pytest.mark.covers("APPR-5")
+async def test_the_same_idempotency_key_chooses_once(pair: tuple[Gateway, Gateway]) -> None:
+    one, two = pair
+    word = marker()
+    held = (await create(one, lost(word, times=2))).json()
+    await decide(two, word)
+    await until(one, held["id"], "indeterminate")
+    path, key = f"/v1/responses/{held['id']}/continue", {"Idempotency-Key": word}
+    async with two.http("approver") as client:
+        first = await client.post(path, json={"action": "retry"}, headers=key)
+        assert first.status_code == 200
+        await until(one, held["id"], "indeterminate")
+        again = await client.post(path, json={"action": "retry"}, headers=key)
+        assert again.json()["gateway"]["continuation"] == "indeterminate"
+        await client.post(path, json={"action": "retry"}, headers={"Idempotency-Key": "2" + word})
+    assert (await settled(one, held["id"]))["status"] == "completed"
+
+
+@pytest.mark.covers("APPR-4", "APPR-5")
+async def test_whatever_happens_to_a_held_turn_it_ends(stack: Stack) -> None:
+    """Random verdicts, faults and choices at two replicas: nothing waits for ever."""
+    chance = random.Random(20261120)  # no secret
+    sections: dict[str, Any] = tenancy(stack)
+    sections["rules"] = [
+        {
+            "id": "short",
+            "match": {"server": "github"},
+            "effect": "ask",
+            "approval": {"approvers": ["role:approver"], "timeout": "3s", "on_timeout": "rewind"},
+        }
+    ]
+
+    async def live(gateways: tuple[Gateway, Gateway], store: bool) -> tuple[str, str]:
+        one, two = chance.sample(gateways, 2)
+        word = marker()
+        text = issue(word)
+        if chance.random() < 0.7:
+            text = lost(word, chance.choice([*LOSSES, "429:0.1"]), times=chance.randint(1, 3))
+        held = (await create(one, text, store=store)).json()
+        verdict = chance.choice(["approve", "approve", "deny", ""])
+        if verdict:
+            async with two.http("approver") as client:
+                approval = (await client.get(held["gateway"]["approvals"][0]["url"])).json()
+            await vote(two, approval, verdict, reason="checked")
+        with anyio.fail_after(60):
+            while (shown := await retrieved(two, held["id"]))["status"] == "in_progress":
+                if shown["gateway"]["continuation"] == "indeterminate" and chance.random() < 0.5:
+                    await choose(one, held["id"], chance.choice(["retry", "rewind"]))
+                await anyio.sleep(0.1)
+        return str(shown["status"]), "-" if verdict == "approve" else word
+
+    with stack.gateway(**sections) as one, stack.gateway(**sections) as two:
+        ends = await asyncio.gather(*(live((one, two), n % 2 == 0) for n in range(10)))
+    assert {status for status, _ in ends} == {"completed", "failed"}
+    titles = {call["arguments"].get("title") for call in await stack.calls()}
+    assert titles.isdisjoint({word for _, word in ends}), "nobody approved it"

@@ -14,7 +14,17 @@ import pytest
 from gateway.adapters.crypto import KeyRing
 from gateway.adapters.redis.client import open_clients
 from gateway.adapters.redis.event_log import RedisEventLog
-from tests.support.approvals import GITHUB, create, issue, marker, pending, tenancy, vote
+from tests.support.approvals import (
+    GITHUB,
+    create,
+    issue,
+    marker,
+    pending,
+    refused,
+    retrieved,
+    tenancy,
+    vote,
+)
 from tests.support.events import read_events
 from tests.support.provider import Call, frame, provider, response
 from tests.support.stack import Gateway, Stack
@@ -84,6 +94,11 @@ async def test_a_call_that_the_final_output_leaves_out_needs_its_approval(stack:
 
     async with speaking(stack, speak) as gateway:
         events = await streamed(gateway)
+        for _ in range(2):
+            status, error = await refused(gateway, "x", previous_response_id="resp_" + word)
+            assert (status, error["code"]) == (409, "chain_locked")
+        shown = await retrieved(gateway, "resp_" + word)
+        assert (shown["status"], shown["error"]["code"]) == ("failed", "receipt_mismatch")
     assert events[-1]["response"]["error"]["code"] == "receipt_mismatch"
 
 

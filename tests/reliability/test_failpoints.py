@@ -37,5 +37,5 @@ async def test_a_replica_that_dies_at_a_step_is_replaced(site: Site, point: Poin
         seconds=round(max(turn.seconds for turn in ledger.turns), 2),
         **counted,
     )
-    lost = counted.get("continuation_indeterminate", 0)
+    lost = counted.get("rewound", 0)
     assert lost >= 1 if point in LOST else lost == 0

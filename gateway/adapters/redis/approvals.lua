@@ -11,7 +11,7 @@
 --   xs extensions · xm most of them · vo tokens in order · v:<token> verdict and sealed vote
 --   en, e:<n> history, see `note` · nn nonce of the last change by a person
 -- Batch hash: s status · t turn · o open · f fence · l lease until (ms) · ids · h held · nx next
---   response · j continues by a job (0, 1) · w why abandoned · cn/dn/an/rn nonce of claim, dispatch,
+--   response · j continues by a job (0, 1) · w why abandoned · cn/dn/an/rn:… nonce of claim, dispatch,
 --   abandon, retry
 
 local prefix, tenant = ARGV[2], ARGV[3]
@@ -601,11 +601,11 @@ end
 -- caller that gave them.
 function op.retry()
   local id, key = ARGV[4], batch_key(ARGV[4])
-  local b = redis.call('HMGET', key, 's', 'rn', 't')
-  if b[2] == ARGV[5] then return 1 end
+  local b = redis.call('HMGET', key, 's', 'rn:' .. ARGV[5], 't')
+  if b[2] then return 1 end
   if b[1] ~= 'indeterminate' then return 0 end
   audit('continuation.retried', id, 'f', redis.call('HGET', key, 'f'), 'change', ARGV[6])
-  redis.call('HSET', key, 'rn', ARGV[5])
+  redis.call('HSET', key, 'rn:' .. ARGV[5], '1')  -- all of them: a key may come again much later
   for _, member in ipairs(members(key)) do note(member, 'retried', 'batch', ARGV[6]) end
   set_ready(id, key)
   touched(b[3])

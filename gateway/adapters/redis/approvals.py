@@ -7,6 +7,7 @@ transitions are in `approvals.lua`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -398,15 +399,19 @@ class RedisApprovalStore(ApprovalStore):
 
     @override
     @store_errors
-    async def rewind(self, tenant: str, batch_id: str, *, by: str, reason: str) -> bool:
+    async def rewind(
+        self, tenant: str, batch_id: str, *, by: str, reason: str, once: str = ""
+    ) -> bool:
         sealed = self._records.seal_change(tenant, batch_id, _Change(by, reason))
-        return bool(await self._call("abandon", tenant, batch_id, _nonce(), "rewind", sealed))
+        return bool(
+            await self._call("abandon", tenant, batch_id, _named(by, once), "rewind", sealed)
+        )
 
     @override
     @store_errors
-    async def retry(self, tenant: str, batch_id: str, *, by: str) -> bool:
+    async def retry(self, tenant: str, batch_id: str, *, by: str, once: str = "") -> bool:
         sealed = self._records.seal_change(tenant, batch_id, _Change(by))
-        return bool(await self._call("retry", tenant, batch_id, _nonce(), sealed))
+        return bool(await self._call("retry", tenant, batch_id, _named(by, once), sealed))
 
     async def _call(self, operation: str, tenant: str, *args: bytes | str | int) -> Any:
         encoded = (_raw(arg) if isinstance(arg, str) else arg for arg in args)
@@ -620,6 +625,11 @@ def _entry(cursor: str, fields: _Fields) -> InboxEntry:
 
 def _millis(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def _named(by: str, once: str) -> str:
+    """Mark a call by its `Idempotency-Key`, so that a repetition is known as such; else anew."""
+    return hashlib.sha256(f"{by}\0{once}".encode()).hexdigest()[:32] if once else _nonce()
 
 
 def _nonce() -> str:
