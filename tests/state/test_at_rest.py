@@ -76,7 +76,7 @@ async def test_every_key_ends_some_day(stores: Stores, client: Client) -> None:
     kinds = {name.split(b":")[2] for name in found}
     assert kinds == {
         *(b"turn", b"item", b"log", b"apr", b"batch", b"mcpr", b"aprs", b"leases", b"jobs"),
-        *(b"audit", b"inbox"),
+        *(b"audit", b"inbox", b"turns"),
     }
     for name in found:
         if name.split(b":")[2] == b"audit":

@@ -80,7 +80,7 @@ async def test_every_step_of_a_held_turn_is_hinted(wake: RedisWake, stores: Stor
         assert await jobs.wait(5)  # the webhook
         await vote(approvals, asked, "ann", APPROVE)
         assert await hint.wait(5)
-        assert not await jobs.wait(0.01)
+        assert await jobs.wait(5)  # the webhook of the vote
         await vote(approvals, asked, "ben", APPROVE)
         assert await hint.wait(5)
         assert await jobs.wait(5)
