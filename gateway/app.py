@@ -181,7 +181,10 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     records = Records(turns=stores.turns, approvals=stores.approvals, following=following)
     keys = KeyRing(settings.to_api_keys())
     granted = Granted(
-        store=stores.grants, meter=meter, fatigue=settings.approvals.fatigue.to_domain()
+        store=stores.grants,
+        audit=stores.audit,
+        meter=meter,
+        fatigue=settings.approvals.fatigue.to_domain(),
     )
     policy = Policy(
         rules,
@@ -304,9 +307,18 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         bounds=bounds,
         early=min(EARLY, settings.server.heartbeat * 0.6),
     )
+    grants = Grants(
+        store=stores.grants,
+        approvals=stores.approvals,
+        judge=judge,
+        servers=servers,
+        audit=stores.audit,
+        meter=meter,
+    )
     responses = ResponseService(
         turns=stores.turns,
         approvals=stores.approvals,
+        grants=grants,
         upstream=upstream,
         records=records,
         following=following,
@@ -320,14 +332,8 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     conversations = ConversationService(
         turns=stores.turns, upstream=upstream, catalog=catalog, bounds=bounds
     )
-    grants = Grants(
-        store=stores.grants,
-        approvals=stores.approvals,
-        judge=judge,
-        servers=servers,
-        meter=meter,
-    )
     approvals = ApprovalService(
+        grants=grants,
         approvals=stores.approvals,
         turns=stores.turns,
         wake=stores.wake,
@@ -340,7 +346,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         responses_router(doors, responses, pace),
         resumption_router(doors, resumption, pace),
         conversations_router(doors, conversations, pace),
-        approvals_router(doors, approvals, pace),
+        approvals_router(doors, approvals, grants, pace),
         grants_router(doors, grants),
         policy_router(doors, policy, partial(read_rules, known=settings)),
         audit_router(

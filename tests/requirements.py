@@ -73,9 +73,7 @@ REQUIREMENTS: dict[str, Requirement] = {
         "the approvals API", "part", "decision with fingerprint, roles, expiry, deny on timeout"
     ),
     "APPR-7": Requirement("fingerprint and receipt"),
-    "APPR-8": Requirement(
-        "grants", "part", "grants, loop cap, budget, fatigue; not with a decision yet"
-    ),
+    "APPR-8": Requirement("grants, revisions, loop cap, budget per chain, fatigue guard"),
     "APPR-9": Requirement("webhooks out"),
     "APPR-10": Requirement("console", "part", "sign-in, inbox, decide; no live updates"),
     "APPR-11": Requirement("every decision in a hash chain; read, verify, export"),

@@ -27,7 +27,8 @@ BoundTo = Literal["chain", "principal", "tenant"]
 tenant. A principal is a subject and an end user."""
 
 GrantStatus = Literal["waiting", "active", "used_up", "expired", "revoked", "dropped"]
-"""`waiting`: its approval has no quorum yet. `dropped`: what it was bound to has changed."""
+"""`waiting`: the decision that it came with has not ended its approval yet. `dropped`: what it was
+bound to has changed."""
 
 
 class Scope(StrEnum):
@@ -129,7 +130,9 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
         subject, end_user: The principal that it is for; "" where it is bound to the tenant.
         chain_id: The response id of the chain's first turn; "" where it is not bound to one.
         tool, definition_hash, args_hash: "" where the scope does not say.
-        made_by: Subject of the person that granted; `approval_id` where it was an approval.
+        made_by: Subject of the person that granted; `approval_id` where it came with a decision.
+        waits_for: The vote of its maker with which it comes into force; "" for none. It is on
+            record before the vote, so that the model cannot be quicker than the grant.
         ttl: Seconds that it lives; times are seconds since the epoch, by the store's clock.
         max_uses: `None` means that time alone ends it; `uses` is how often it was used.
         ended: Why it is `dropped`: `drift`, `policy`, `chain` or `approval`.
@@ -152,6 +155,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     end_user: str = ""
     chain_id: str = ""
     approval_id: str = ""
+    waits_for: Literal["", "approve", "deny"] = ""
     reason: str | None = None
     max_uses: int | None = None
     created_at: float = 0.0

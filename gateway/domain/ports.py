@@ -461,10 +461,15 @@ class GrantStore(Protocol):
     """Grants; every transition is one atomic function by the store's clock."""
 
     async def issue(self, grant: Grant) -> Grant:
-        """Keep a grant, from now on in force; one that is there under its id is returned as is.
+        """Keep a grant, in force from now on; one that is there under its id is returned as is.
 
-        A `waiting` one comes into force once its approval is approved.
+        One that `waits_for` a vote comes into force the moment that the vote of its maker counts
+        and its approval ends by it; until then it may be issued anew, or withdrawn.
         """
+        ...
+
+    async def withdraw(self, tenant: str, grant_id: str) -> None:
+        """Drop a grant that still waits for the vote that it came with; else do nothing."""
         ...
 
     async def ask(self, question: Question) -> GrantAnswer:

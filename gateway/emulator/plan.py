@@ -5,6 +5,7 @@ plan reads the last user message again and resumes after the calls that were alr
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -170,6 +171,7 @@ def _answer_approvals(items: Sequence[Item], commands: Sequence[Command]) -> lis
     run = _open_run(items)
     steps: list[Step] = []
     denied: list[str] = []
+    revised: list[Step] = []
     for answer in run:
         request_id = answer.get("approval_request_id")
         if answer.get("type") != "mcp_approval_response" or request_id in made:
@@ -181,11 +183,27 @@ def _answer_approvals(items: Sequence[Item], commands: Sequence[Command]) -> lis
             )
         else:
             denied.append(_denial(request, answer.get("reason")))
+            revised += _revised(request, str(answer.get("reason")))
     if not steps and not denied:
         return []
     earlier = tuple(item for item in run if item.get("type") == "mcp_call")
     thinks = any(command.kind is Kind.THINK for command in commands)
-    return [*([Think()] if thinks else []), *steps, Report(earlier, tuple(denied))]
+    return [*([Think()] if thinks else []), *steps, Report(earlier, tuple(denied)), *revised]
+
+
+_REVISION = re.compile(r"again with (?:exactly )?these arguments: (?=\{)")
+
+
+def _revised(request: Item, reason: str) -> list[Step]:
+    """Ask once more, as a model does that is told which arguments would do."""
+    found = _REVISION.search(reason)
+    if found is None:
+        return []
+    try:
+        arguments, _ = json.JSONDecoder().raw_decode(reason, found.end())
+    except ValueError:
+        return []
+    return [AskApproval(request["server_label"], request["name"], compact(arguments))]
 
 
 def _denial(request: Item, reason: Any) -> str:

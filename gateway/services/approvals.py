@@ -39,6 +39,7 @@ from gateway.services.answers import reason_required, refusal, vote_error
 from gateway.services.callers import Caller, owned, response_not_found
 from gateway.services.failpoints import Point, reached
 from gateway.services.following import LOOK_AGAIN
+from gateway.services.grants import Grants, Wanted
 from gateway.services.refusals import Refusals, refusals_noted
 
 logger = logging.getLogger("gateway.approvals")
@@ -90,6 +91,7 @@ class ApprovalService:
         self,
         *,
         approvals: ApprovalStore,
+        grants: Grants,
         turns: TurnStore,
         wake: Wake,
         meter: Meter,
@@ -101,6 +103,7 @@ class ApprovalService:
         self._wake = wake
         self._drained = drained
         self._approvals = approvals
+        self._grants = grants
         self._meter = meter
 
     async def list(
@@ -187,13 +190,15 @@ class ApprovalService:
         reason: str | None,
         version: int | None,
         revision: str | None = None,
+        grant: Wanted | None = None,
         once: Once | None = None,
     ) -> Approval:
         """Count the caller's decision.
 
         Args:
             revision: With a deny: the arguments that would be approved, a JSON object. The model
-                is told of them in a reason that is made here.
+                is told of them in a reason that is made here, and may make that call once.
+            grant: With an approval: what is granted beside it.
             once: The request's `Idempotency-Key`.
 
         Raises:
@@ -202,23 +207,29 @@ class ApprovalService:
                 `idempotency_key_reused`.
             Gone: `expired`.
             PreconditionFailed: `If-Match` names another version.
-            Unprocessable: `reason_required`, `reason_too_long`, `arguments_too_long`.
+            Unprocessable: `reason_required`, `reason_too_long`, `arguments_too_long`,
+                `revision_denied`, and those of a grant (see `Grants.plan`).
         """
+        actor = caller.principal
         approval = await self._decidable(caller, approval_id)
         told = _reason(approval, verdict, reason, revision)
-        result = await self._approvals.vote(
-            caller.tenant.id,
-            approval_id,
-            actor=caller.principal.subject,
-            verdict=verdict,
-            fingerprint=fingerprint,
-            reason=told,
-            version=version,
-            revision=revision,
-            once=once,
-        )
-        reached(Point.AFTER_VOTE)
-        return self._changed(caller, approval_id, result, "voted")
+        given = None if grant is None else self._grants.plan(approval, actor, grant)
+        if revision is not None:
+            given = await self._grants.plan_revision(approval, actor, revision)
+        async with self._grants.voted(approval, actor, given):
+            result = await self._approvals.vote(
+                caller.tenant.id,
+                approval_id,
+                actor=actor.subject,
+                verdict=verdict,
+                fingerprint=fingerprint,
+                reason=told,
+                version=version,
+                revision=revision,
+                once=once,
+            )
+            reached(Point.AFTER_VOTE)
+            return self._changed(caller, approval_id, result, "voted")
 
     async def decide_together(
         self, caller: Caller, decisions: Sequence[Decision], *, key: str | None
@@ -390,6 +401,12 @@ class ApprovalService:
         )
         if result.counted and approval.status != "pending":
             self._meter.approval(server=approval.server, outcome=approval.status.value)
+            if what == "voted" and approval.by == "approver" and approval.decided_at:
+                self._meter.decided(
+                    server=approval.server,
+                    outcome=approval.status.value,
+                    seconds=approval.decided_at - approval.created_at,
+                )
         return approval
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gateway.domain.calls import Call
 from gateway.domain.grants import Candidate, Fatigue, Grant, Scope, candidates
-from gateway.domain.ports import GrantStore, Meter, Question
+from gateway.domain.ports import AuditLog, GrantStore, Meter, Question
 from gateway.domain.rules import Effect, Ruling
 
 
@@ -30,8 +30,11 @@ class Decision:
 class Granted:
     """Asks the grants."""
 
-    def __init__(self, *, store: GrantStore, meter: Meter, fatigue: Fatigue) -> None:
+    def __init__(
+        self, *, store: GrantStore, audit: AuditLog, meter: Meter, fatigue: Fatigue
+    ) -> None:
         self._store = store
+        self._audit = audit
         self._meter = meter
         self._fatigue = fatigue
 
@@ -59,8 +62,22 @@ class Granted:
         )
         for dropped in answer.dropped:
             self._meter.grant(server=dropped.server, event="dropped")
+            await self._audit.note(
+                call.tenant,
+                "grant.dropped",
+                actor="gateway",
+                subject=dropped.id,
+                detail={"cause": dropped.ended},
+            )
         if answer.grant is not None:
             self._meter.grant(server=call.server, event="used")
+            await self._audit.note(
+                call.tenant,
+                "grant.used",
+                actor=f"subject:{call.subject}",
+                subject=answer.grant.id,
+                detail={"approval_id": approval_id, "uses": answer.grant.uses},
+            )
             return Decision(ruling, grant=answer.grant)
         if answer.tiring:
             self._meter.grant(server=call.server, event="tiring")

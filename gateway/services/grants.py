@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import msgspec
 from gateway.domain.approvals import Approval, is_approver
 from gateway.domain.calls import Call, ChainFacts
 from gateway.domain.documents import raw
-from gateway.domain.errors import BadRequest, Forbidden, NotFound, Unprocessable
+from gateway.domain.errors import BadRequest, Forbidden, GatewayError, NotFound, Unprocessable
 from gateway.domain.grants import (
     BoundTo,
     Grant,
@@ -24,7 +25,7 @@ from gateway.domain.grants import (
     new_grant_id,
 )
 from gateway.domain.identity import Principal, Role
-from gateway.domain.ports import ApprovalStore, GrantStore, Meter
+from gateway.domain.ports import ApprovalStore, AuditLog, GrantStore, Meter
 from gateway.domain.registry import McpServer
 from gateway.domain.rules import Effect, Ruling
 from gateway.domain.tools import Attachment, Tools, may_use
@@ -87,11 +88,12 @@ class Wish:
 class Grants:
     """Grants.
 
-    A decision with a grant is made in two steps, so that nothing is granted that was not decided:
+    A decision with a grant is made in two steps, so that the model cannot be quicker than the
+    grant, and nothing is granted that was not decided:
 
-        grant = grants.plan(approval, actor, wanted)        # 422 before anything has happened
-        ... the vote counts ...
-        await grants.issue(grant)
+        grant = grants.plan(approval, actor, wanted)    # 422 before anything has happened
+        async with grants.voted(approval, actor, grant):
+            ...                                         # the vote; an error withdraws the grant
     """
 
     def __init__(
@@ -101,9 +103,11 @@ class Grants:
         approvals: ApprovalStore,
         judge: Judge,
         servers: Mapping[str, McpServer],
+        audit: AuditLog,
         meter: Meter,
     ) -> None:
         self._store = store
+        self._audit = audit
         self._approvals = approvals
         self._judge = judge
         self._servers = servers
@@ -127,67 +131,75 @@ class Grants:
             wish,
             quorum=approval.quorum,
         )
-        # With a quorum to come it waits for the approval, which others may still deny.
-        waits = approval.quorum > 1
-        return msgspec.structs.replace(
-            grant, approval_id=approval.id, status="waiting" if waits else "active"
-        )
+        return msgspec.structs.replace(grant, approval_id=approval.id, waits_for="approve")
 
     async def plan_revision(
-        self, approval: Approval, actor: Principal, arguments: Mapping[str, Any]
+        self, approval: Approval, actor: Principal, arguments: str
     ) -> Grant | None:
-        """Write the grant for a call that the model shall make with other arguments instead.
+        """Write the grant for the call that the model shall make instead: with other arguments.
 
-        Once, within ten minutes, in this chain. The deny of the call as it was is the caller's.
+        Once, within ten minutes, in this chain; it goes with the deny of the call as it was.
 
         Returns:
-            `None` when the rules allow the call with these arguments anyway.
+            `None` when there is none, and the new call is decided for itself: the rules allow it
+            anyway, ask others or several people, or let nobody grant it.
 
         Raises:
-            Unprocessable: `revision_denied`: by the rules, as they are for the new arguments;
-                `grant_not_allowed`, `invalid_grant`.
+            Unprocessable: `revision_denied`: the rules deny the call with these arguments.
         """
-        call, attachment = await self._revised(approval, raw(dict(arguments)))
-        ruling = await self._judge.judge(call, attachment)
-        if ruling.effect is Effect.ALLOW:
-            return None
-        terms = ruling.approval
-        if ruling.effect is Effect.DENY:
-            raise _revision_denied(f"The rules deny the call with these arguments ({ruling.rule}).")
-        if terms.by != "approver" or not is_approver(terms.approvers, actor):
-            raise _revision_denied("Others decide the call with these arguments.")
-        if terms.quorum > 1:
-            raise _not_allowed("Several people must approve the call with these arguments.")
-        grant = _write(
-            grant_id_of(approval.id, actor.subject),
-            call,
-            ruling.rule,
-            terms.grants,
-            actor,
-            Wish(Scope.ONCE, "chain", min(REVISION_TTL, terms.grants.max_ttl), 1),
-            quorum=1,
-        )
-        return msgspec.structs.replace(grant, approval_id=approval.id)
-
-    async def _revised(
-        self, approval: Approval, arguments: bytes
-    ) -> tuple[Call, Attachment | None]:
         batch = await self._approvals.batch(approval.tenant, approval.batch_id)
-        if batch is None or not batch.held:
-            raise _not_allowed("The call cannot be revised: the caller goes on with it itself.")
+        if approval.by != "approver" or batch is None or not batch.held:
+            return None
         state = read_state(batch.held)
         tools = restore_tools(state.tools, self._servers)
-        request = ApprovalRequest(
-            approval.request_id, approval.server, approval.tool, bytes(arguments).decode()
-        )
-        return await self._judge.call(state, tools, request), tools.attachment(approval.server)
+        request = ApprovalRequest(approval.request_id, approval.server, approval.tool, arguments)
+        call = await self._judge.call(state, tools, request)
+        ruling = await self._judge.judge(call, tools.attachment(approval.server))
+        if ruling.effect is Effect.DENY:
+            raise Unprocessable(
+                f"With these arguments the rules deny the call ({ruling.rule}).",
+                code="revision_denied",
+                param="arguments",
+            )
+        return _revision(approval, call, ruling, actor)
 
-    async def issue(self, grant: Grant) -> Grant:
-        """Put a planned grant in force; the same one again changes nothing."""
-        issued = await self._store.issue(grant)
-        self._meter.grant(server=issued.server, event="issued")
-        logger.info("a grant was made", extra={"grant": issued.id, "tenant": issued.tenant})
-        return issued
+    @asynccontextmanager
+    async def voted(
+        self, approval: Approval, actor: Principal, grant: Grant | None
+    ) -> AsyncGenerator[None, None]:
+        """Have the grant that goes with a vote on record while the vote is cast.
+
+        A vote without a grant takes back one that came with an earlier try of the same person.
+        """
+        planned = grant_id_of(approval.id, actor.subject)
+        if grant is None:
+            if approval.by == "approver":
+                await self._store.withdraw(approval.tenant, planned)
+            yield
+            return
+        await self._store.issue(grant)
+        try:
+            yield
+        except GatewayError:
+            await self._store.withdraw(approval.tenant, planned)
+            raise
+        await self._issued(grant)
+
+    async def given_with(self, caller: Caller, approval: Approval) -> Grant | None:
+        """Read what the caller granted with its vote on an approval."""
+        planned = grant_id_of(approval.id, caller.principal.subject)
+        return await self._store.get(approval.tenant, planned)
+
+    async def _issued(self, grant: Grant) -> None:
+        self._meter.grant(server=grant.server, event="issued")
+        logger.info("a grant was made", extra={"grant": grant.id, "tenant": grant.tenant})
+        await self._audit.note(
+            grant.tenant,
+            "grant.issued",
+            actor=f"subject:{grant.made_by}",
+            subject=grant.id,
+            detail=written(grant),
+        )
 
     async def make(self, caller: Caller, wanted: WantedStanding) -> Grant:
         """Make a grant without an approval, by an approver of the rule that would ask.
@@ -206,17 +218,12 @@ class Grants:
         if actor.subject in (wanted.subject, wanted.end_user) and not terms.allow_self:
             raise refusal("self_approval")
         wish = Wish(wanted.scope, wanted.bound_to, wanted.ttl, wanted.uses, wanted.reason)
-        return await self.issue(
-            _write(
-                new_grant_id(),
-                call,
-                ruling.rule,
-                terms.grants,
-                actor,
-                wish,
-                quorum=terms.quorum,
-            )
+        grant = _write(
+            new_grant_id(), call, ruling.rule, terms.grants, actor, wish, quorum=terms.quorum
         )
+        made = await self._store.issue(grant)
+        await self._issued(made)
+        return made
 
     async def _would_ask(self, caller: Caller, wanted: WantedStanding) -> tuple[Call, Ruling]:
         server = self._servers.get(wanted.server) if may_use(caller.tenant, wanted.server) else None
@@ -303,6 +310,9 @@ class Grants:
         if ended is None:
             raise NotFound(f"There is no grant '{grant_id}'.", code="grant_not_found", param="id")
         self._meter.grant(server=grant.server, event="revoked")
+        await self._audit.note(
+            grant.tenant, "grant.revoked", actor=f"subject:{actor.subject}", subject=grant_id
+        )
         logger.info("a grant was revoked", extra={"grant": grant_id, "key": actor.key_id})
         return ended
 
@@ -310,6 +320,52 @@ class Grants:
         """Drop what was granted for a chain of which a response was deleted."""
         for grant in await self._store.end_chain(tenant, chain_id):
             self._meter.grant(server=grant.server, event="dropped")
+            await self._audit.note(
+                tenant,
+                "grant.dropped",
+                actor="gateway",
+                subject=grant.id,
+                detail={"cause": grant.ended},
+            )
+
+
+def _revision(approval: Approval, call: Call, ruling: Ruling, actor: Principal) -> Grant | None:
+    terms = ruling.approval
+    mine = terms.by == "approver" and is_approver(terms.approvers, actor)
+    if ruling.effect is not Effect.ASK or not mine or terms.quorum > 1:
+        return None
+    ttl = min(REVISION_TTL, terms.grants.max_ttl)
+    try:
+        grant = _write(
+            grant_id_of(approval.id, actor.subject),
+            call,
+            ruling.rule,
+            terms.grants,
+            actor,
+            Wish(Scope.ONCE, "chain", ttl, 1),
+            quorum=1,
+        )
+    except Unprocessable:
+        return None
+    return msgspec.structs.replace(grant, approval_id=approval.id, waits_for="deny")
+
+
+def written(grant: Grant) -> dict[str, object]:
+    """Write for the audit what was granted: no arguments, and not their hash."""
+    return {
+        "scope": grant.scope.value,
+        "bound_to": grant.bound_to,
+        "rule": grant.rule,
+        "server_label": grant.server,
+        "tool": grant.tool,
+        "principal": grant.subject,
+        "end_user": grant.end_user,
+        "chain_id": grant.chain_id,
+        "ttl": grant.ttl,
+        "uses": grant.max_uses,
+        "approval_id": grant.approval_id,
+        "reason": grant.reason,
+    }
 
 
 def _write(
@@ -426,7 +482,3 @@ def _not_allowed(message: str) -> Unprocessable:
 
 def _invalid(message: str, name: str) -> Unprocessable:
     return Unprocessable(message, code="invalid_grant", param=f"grant.{name}")
-
-
-def _revision_denied(message: str) -> Unprocessable:
-    return Unprocessable(message, code="revision_denied", param="arguments")

@@ -30,6 +30,7 @@ from gateway.domain.turns import TurnState, View, output_of, text_field
 from gateway.services.callers import Caller, owned, response_not_found
 from gateway.services.continuations import Continuations
 from gateway.services.following import RUNNING, Following
+from gateway.services.grants import Grants
 from gateway.services.interception import Interceptor
 from gateway.services.legs import Leg, Legs
 from gateway.services.notices import Notices, wants_notices
@@ -47,6 +48,7 @@ class ResponseService:
         *,
         turns: TurnStore,
         approvals: ApprovalStore,
+        grants: Grants,
         upstream: UpstreamClient,
         records: Records,
         following: Following,
@@ -58,6 +60,7 @@ class ResponseService:
     ) -> None:
         self._turns = turns
         self._approvals = approvals
+        self._grants = grants
         self._upstream = upstream
         self._records = records
         self._following = following
@@ -155,6 +158,7 @@ class ResponseService:
             for leg in dict.fromkeys((head.last_leg, head.id)):
                 if leg:
                     await self._delete_upstream(head.upstream, leg)
+        await self._grants.end_chain(head.tenant, head.facts.id or head.id)
         await self._turns.delete(head.tenant, head.id)
         body = {"id": response_id, "object": "response.deleted", "deleted": True}
         return Answer(body=encode(body))

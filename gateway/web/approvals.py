@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from litestar import Router, get, post
@@ -20,10 +20,12 @@ from gateway.domain.events import write
 from gateway.domain.ports import Once
 from gateway.services.approvals import ApprovalService, Decision, News
 from gateway.services.callers import Caller
+from gateway.services.grants import Grants, Wanted
 from gateway.services.records import Answer, EventStream
 from gateway.web.answers import JSONAnswer, Pace, SSEAnswer
 from gateway.web.doors import AnyRequest, Doors
 from gateway.web.errors import error_body
+from gateway.web.grants import show_grant
 
 _FIELD = re.compile(r"field `([^`]*)`|`\$\.([^`]*)`")
 _STATUSES = ("pending", "approved", "denied", "expired", "canceled", "superseded", "all")
@@ -39,7 +41,7 @@ class _Decision(msgspec.Struct, forbid_unknown_fields=True):
     fingerprint: str
     reason: str | None = None
     arguments: msgspec.Raw = NULL
-    grant: Any = None
+    grant: msgspec.Raw = NULL
 
 
 class _One(msgspec.Struct, forbid_unknown_fields=True):
@@ -65,11 +67,13 @@ class _Cancellation(msgspec.Struct, forbid_unknown_fields=True):
     reason: str | None = None
 
 
-def approvals_router(doors: Doors, approvals: ApprovalService, pace: Pace) -> Router:
+def approvals_router(
+    doors: Doors, approvals: ApprovalService, grants: Grants, pace: Pace
+) -> Router:
     """The doors to approvals."""
     return Router(
         path="/",
-        route_handlers=[*_reading(doors, approvals, pace), *_deciding(doors, approvals)],
+        route_handlers=[*_reading(doors, approvals, pace), *_deciding(doors, approvals, grants)],
     )
 
 
@@ -124,7 +128,9 @@ def _reading(doors: Doors, approvals: ApprovalService, pace: Pace) -> Sequence[H
     return (list_approvals, follow_approvals, retrieve_approval, list_response_approvals)
 
 
-def _deciding(doors: Doors, approvals: ApprovalService) -> Sequence[HTTPRouteHandler]:
+def _deciding(
+    doors: Doors, approvals: ApprovalService, grants: Grants
+) -> Sequence[HTTPRouteHandler]:
     async def document(request: AnyRequest, kind: type[T]) -> tuple[T, bytes]:
         body = await doors.body(request)
         return _read(body or b"{}", kind, doors.max_depth), body
@@ -142,10 +148,14 @@ def _deciding(doors: Doors, approvals: ApprovalService) -> Sequence[HTTPRouteHan
             fingerprint=decision.fingerprint,
             reason=decision.reason,
             revision=_revision(decision),
+            grant=_grant(decision),
             version=_version(request),
             once=None if key is None else Once(key, body),
         )
-        return _one(approvals, caller, approval)
+        if decision.grant == NULL and decision.decision != "revise":
+            return _one(approvals, caller, approval)
+        grant = await grants.given_with(caller, approval)
+        return _one(approvals, caller, approval, grant=grant and show_grant(grant))
 
     @post("/v1/approvals/decisions", status_code=200)
     async def decide_approvals(request: AnyRequest) -> ASGIApp:
@@ -215,12 +225,6 @@ def _read(body: bytes, kind: type[T], max_depth: int) -> T:
 
 def _revision(decision: _Decision) -> str | None:
     """Return the arguments that a person asks for instead, as JSON."""
-    if decision.grant is not None:
-        raise Unprocessable(
-            "'grant' is not available yet: decide each call.",
-            code="unsupported_grant",
-            param="grant",
-        )
     given = bytes(decision.arguments).strip()
     if decision.decision != "revise":
         if given != b"null":
@@ -235,6 +239,18 @@ def _revision(decision: _Decision) -> str | None:
             param="arguments",
         )
     return given.decode()
+
+
+def _grant(decision: _Decision) -> Wanted | None:
+    """Return what a person asks to grant with the approval."""
+    if bytes(decision.grant) == b"null":
+        return None
+    if decision.decision != "approve":
+        raise Unprocessable("A grant goes with an approval.", code="invalid_grant", param="grant")
+    try:
+        return msgspec.json.decode(decision.grant, type=Wanted)
+    except msgspec.ValidationError as exc:
+        raise Unprocessable(f"Invalid grant: {exc}.", code="invalid_grant", param="grant") from exc
 
 
 def _key(request: AnyRequest) -> str | None:
@@ -337,6 +353,7 @@ def _show(approvals: ApprovalService, caller: Caller, approval: Approval) -> dic
         "approvers": list(approval.approvers),
         "quorum": {"need": approval.quorum, "have": len(approval.votes)},
         "suggest_grant": approval.suggest_grant,
+        "grants": _grantable(approval),
         "votes": list(approval.votes),
         "reason_required": approval.reason_required,
         "escalation": {
@@ -365,9 +382,21 @@ def _line(line: Transition) -> dict[str, object]:
     }
 
 
-def _one(approvals: ApprovalService, caller: Caller, approval: Approval) -> ASGIApp:
+def _grantable(approval: Approval) -> dict[str, object]:
+    """Tell what may be granted beside an approval."""
+    terms = approval.grants
+    alone = approval.quorum == 1 or terms.with_quorum
+    widest = terms.widest(approval.annotations) if alone and approval.by == "approver" else None
+    return {
+        "max_scope": widest.value if widest else "none",
+        "max_ttl": terms.max_ttl,
+        "max_uses": terms.max_uses,
+    }
+
+
+def _one(approvals: ApprovalService, caller: Caller, approval: Approval, **more: object) -> ASGIApp:
     headers = {"etag": f'"v{approval.version}"', "gateway-request-id": caller.request_id}
-    return JSONAnswer(Answer(body=encode(_show(approvals, caller, approval))), headers)
+    return JSONAnswer(Answer(body=encode(_show(approvals, caller, approval) | more)), headers)
 
 
 def _json(caller: Caller, body: object) -> ASGIApp:

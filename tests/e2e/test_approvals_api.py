@@ -147,7 +147,7 @@ async def test_a_foreign_approval_reads_like_an_unknown_one_on_every_door(
         ({"arguments": {}}, {}, 422, "invalid_arguments", "arguments"),
         ({}, {"idempotency-key": "not visible"}, 400, "invalid_value", "Idempotency-Key"),
         ({}, {"idempotency-key": "k" * 256}, 400, "invalid_value", "Idempotency-Key"),
-        ({"grant": {"scope": "tool"}}, {}, 422, "unsupported_grant", "grant"),
+        ({"grant": {"scope": "tool"}}, {}, 422, "grant_scope_too_wide", "grant.scope"),
         ({}, {"if-match": '"v7"'}, 412, None, None),
         ({}, {"if-match": "seven"}, 400, "invalid_value", "If-Match"),
     ],

@@ -521,8 +521,7 @@ class _Records:
         return self._cipher.tokens(fingerprint, tenant=tenant, kind=kind, id=approval_id)
 
     def actor_tokens(self, tenant: str, approval_id: str, actor: str) -> tuple[str, ...]:
-        kind = "approval.actor"
-        return self._cipher.tokens(actor, tenant=tenant, kind=kind, id=approval_id)
+        return actor_tokens(self._cipher, tenant, approval_id, actor)
 
     def _core(self, tenant: str, approval_id: str, sealed: bytes) -> Approval:
         plain = self._cipher.decrypt(sealed, tenant=tenant, kind="approval", id=approval_id)
@@ -584,6 +583,11 @@ class _Records:
 
     def _open(self, kind: str, tenant: str, id: str, sealed: bytes) -> bytes:
         return self._cipher.decrypt(sealed, tenant=tenant, kind=kind, id=id)
+
+
+def actor_tokens(cipher: TokenCipher, tenant: str, approval_id: str, actor: str) -> tuple[str, ...]:
+    """Name who votes on an approval, as its record does."""
+    return cipher.tokens(actor, tenant=tenant, kind="approval.actor", id=approval_id)
 
 
 @dataclass(frozen=True, slots=True)

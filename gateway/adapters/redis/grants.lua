@@ -26,19 +26,34 @@ local function finish(id, key, status, why)
   redis.call('ZREM', prefix .. 'grants:for:' .. name, id)
 end
 
--- Bring the status up to what time and the approval that it waits for have made of it.
+local STATUS = {approve = 'approved', deny = 'denied'}
+
+-- Whether the vote that a grant came with counts, and the approval ended by it; nil while it is open.
+local function voted(approval, verdict, tokens)
+  local key = prefix .. 'apr:' .. approval
+  local status = redis.call('HGET', key, 's')
+  if status == 'pending' then return nil end
+  if status ~= STATUS[verdict] then return false end
+  for token in string.gmatch(tokens, '%S+') do
+    local vote = redis.call('HGET', key, 'v:' .. token)
+    if vote and string.match(vote, '^%a+') == verdict then return true end
+  end
+  return false
+end
+
+-- Bring the status up to what time and the vote that it waits for have made of it.
 local function settled(id)
   local key = grant_key(id)
-  local g = redis.call('HMGET', key, 's', 'ea', 'a')
+  local g = redis.call('HMGET', key, 's', 'ea', 'a', 'w', 'wt')
   if g[1] ~= 'active' and g[1] ~= 'waiting' then return g[1] end
   if now >= tonumber(g[2]) then
     finish(id, key, 'expired')
     return 'expired'
   end
   if g[1] == 'waiting' then
-    local approval = redis.call('HGET', prefix .. 'apr:' .. g[3], 's')
-    if approval == 'pending' then return 'waiting' end
-    if approval ~= 'approved' then
+    local counts = voted(g[3], g[4], g[5])
+    if counts == nil then return 'waiting' end
+    if not counts then
       finish(id, key, 'dropped', 'approval')
       return 'dropped'
     end
@@ -54,15 +69,20 @@ end
 
 local op = {}
 
--- id, sealed grant, status, name, pin, maker, chain or '', approval or '', ttl, uses or ''
+-- id, sealed grant, name, pin, maker, chain or '', ttl, uses or '', approval or '', verdict that it
+-- waits for or '', tokens of its maker as voter. One whose vote does not count yet is replaced.
 function op.issue()
-  local id, ttl = ARGV[3], tonumber(ARGV[11])
+  local id, ttl = ARGV[3], tonumber(ARGV[9])
   local key = grant_key(id)
-  if redis.call('EXISTS', key) == 1 then return show(id) end
-  redis.call('HSET', key, 'c', ARGV[4], 's', ARGV[5], 'k', ARGV[6], 'p', ARGV[7], 'by', ARGV[8],
-    'h', ARGV[9], 'a', ARGV[10], 'u', 0, 'm', ARGV[12], 'ca', int(now), 'ea', int(now + ttl))
+  if redis.call('EXISTS', key) == 1 then
+    if settled(id) ~= 'waiting' then return show(id) end
+    finish(id, key, 'dropped', 'approval')
+  end
+  redis.call('HSET', key, 'c', ARGV[4], 's', ARGV[12] == '' and 'active' or 'waiting',
+    'k', ARGV[5], 'p', ARGV[6], 'by', ARGV[7], 'h', ARGV[8], 'a', ARGV[11], 'w', ARGV[12],
+    'wt', ARGV[13], 'u', 0, 'm', ARGV[10], 'd', '', 'ca', int(now), 'ea', int(now + ttl))
   redis.call('PEXPIRE', key, int(ttl + KEPT))
-  local name = prefix .. 'grants:for:' .. ARGV[6]
+  local name = prefix .. 'grants:for:' .. ARGV[5]
   redis.call('ZADD', name, int(now + ttl), id)
   keep(name, ttl)
   local all = prefix .. 'grants'
@@ -71,8 +91,8 @@ function op.issue()
   for _, old in ipairs(redis.call('ZRANGE', all, 0, 7)) do
     if redis.call('EXISTS', grant_key(old)) == 0 then redis.call('ZREM', all, old) end
   end
-  if ARGV[9] ~= '' then
-    local chain = prefix .. 'grants:of:' .. ARGV[9]
+  if ARGV[8] ~= '' then
+    local chain = prefix .. 'grants:of:' .. ARGV[8]
     redis.call('SADD', chain, id)
     keep(chain, ttl)
   end
@@ -158,6 +178,14 @@ function op.list()
     if g then page[#page + 1] = g end
   end
   return {page, #found == most * 2 and found[#found] or false}
+end
+
+-- id of one whose vote did not count
+function op.withdraw()
+  if settled(ARGV[3]) == 'waiting' then
+    finish(ARGV[3], grant_key(ARGV[3]), 'dropped', 'approval')
+  end
+  return 1
 end
 
 -- id, sealed revoker

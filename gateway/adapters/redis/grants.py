@@ -13,7 +13,7 @@ import msgspec
 from typing_extensions import override
 
 from gateway.adapters.redis import keys
-from gateway.adapters.redis.approvals import TokenCipher
+from gateway.adapters.redis.approvals import TokenCipher, actor_tokens
 from gateway.adapters.redis.client import Client, Script, store_errors
 from gateway.domain.grants import Grant, GrantStatus
 from gateway.domain.ports import GrantAnswer, GrantStore, Question
@@ -36,20 +36,26 @@ class RedisGrantStore(GrantStore):
     @override
     @store_errors
     async def issue(self, grant: Grant) -> Grant:
-        tenant, waits = grant.tenant, grant.status == "waiting"
+        tenant = grant.tenant
+        voter = (
+            actor_tokens(self._cipher, tenant, grant.approval_id, grant.made_by)
+            if grant.waits_for
+            else ()
+        )
         shown = await self._call(
             "issue",
             tenant,
             grant.id,
             self._seal(_ENCODER.encode(grant), tenant, "grant", grant.id),
-            "waiting" if waits else "active",
             self._tokens(tenant, "name", grant.name)[0],
             self._tokens(tenant, "pin", grant.pin)[0],
             self._tokens(tenant, "maker", grant.made_by)[0],
             self._tokens(tenant, "chain", grant.chain_id)[0] if grant.chain_id else "",
-            grant.approval_id if waits else "",
             _millis(grant.ttl),
             "" if grant.max_uses is None else grant.max_uses,
+            grant.approval_id,
+            grant.waits_for,
+            " ".join(voter),
         )
         return self._grant(tenant, shown)
 
@@ -123,6 +129,11 @@ class RedisGrantStore(GrantStore):
                 break
             below = more
         return kept, False
+
+    @override
+    @store_errors
+    async def withdraw(self, tenant: str, grant_id: str) -> None:
+        await self._call("withdraw", tenant, grant_id)
 
     @override
     @store_errors
