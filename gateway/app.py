@@ -311,6 +311,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         store=stores.grants,
         approvals=stores.approvals,
         judge=judge,
+        pinning=pinning,
         servers=servers,
         audit=stores.audit,
         meter=meter,

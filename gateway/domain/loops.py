@@ -19,7 +19,7 @@ import msgspec
 
 from gateway.domain.approvals import Approval, ApprovalStatus
 from gateway.domain.calls import ChainFacts
-from gateway.domain.errors import BadRequest, UpstreamError
+from gateway.domain.errors import BadRequest, GatewayError
 from gateway.domain.grants import args_hash
 from gateway.domain.identity import Limits
 from gateway.domain.turns import ApprovalRequest
@@ -31,13 +31,20 @@ _DENIED_KEPT = 32
 _DENIALS = 2
 
 
-class TooManyRounds(UpstreamError):
+class GoesRound(GatewayError):
+    """The model goes round and round. Its answer is known, so nothing of the turn is in doubt."""
+
+    status_code = 502
+    type = "upstream_error"
+
+
+class TooManyRounds(GoesRound):
     """The model asked again and again, and nobody looked."""
 
     default_code = "too_many_approval_rounds"
 
 
-class RepeatedDenial(UpstreamError):
+class RepeatedDenial(GoesRound):
     """The model asked once more for what was denied twice."""
 
     default_code = "repeated_denial"

@@ -33,6 +33,7 @@ from gateway.domain.turns import ApprovalRequest, TurnState, read_state
 from gateway.services.answers import refusal
 from gateway.services.callers import Caller
 from gateway.services.judgement import Judge
+from gateway.services.pins import Pinning
 from gateway.services.preparation import restore_tools
 
 logger = logging.getLogger("gateway.grants")
@@ -102,6 +103,7 @@ class Grants:
         store: GrantStore,
         approvals: ApprovalStore,
         judge: Judge,
+        pinning: Pinning,
         servers: Mapping[str, McpServer],
         audit: AuditLog,
         meter: Meter,
@@ -110,6 +112,7 @@ class Grants:
         self._audit = audit
         self._approvals = approvals
         self._judge = judge
+        self._pinning = pinning
         self._servers = servers
         self._meter = meter
 
@@ -145,19 +148,23 @@ class Grants:
             anyway, ask others or several people, or let nobody grant it.
 
         Raises:
-            Unprocessable: `revision_denied`: the rules deny the call with these arguments.
+            Unprocessable: `revision_denied`: the rules deny the call with these arguments, or they
+                do not fit the tool's pinned schema.
         """
         batch = await self._approvals.batch(approval.tenant, approval.batch_id)
         if approval.by != "approver" or batch is None or not batch.held:
             return None
         state = read_state(batch.held)
-        tools = restore_tools(state.tools, self._servers)
+        tools = await self._pinning.fresh(
+            approval.tenant, restore_tools(state.tools, self._servers)
+        )
         request = ApprovalRequest(approval.request_id, approval.server, approval.tool, arguments)
         call = await self._judge.call(state, tools, request)
         ruling = await self._judge.judge(call, tools.attachment(approval.server))
-        if ruling.effect is Effect.DENY:
+        if ruling.effect is Effect.DENY or ruling.errors:
+            why = "; ".join(ruling.errors) or f"the rules deny the call ({ruling.rule})"
             raise Unprocessable(
-                f"With these arguments the rules deny the call ({ruling.rule}).",
+                f"With these arguments it may not run: {why}.",
                 code="revision_denied",
                 param="arguments",
             )
@@ -246,8 +253,13 @@ class Grants:
         )
         arguments = bytes(raw(wanted.arguments or {})).decode()
         request = ApprovalRequest("", wanted.server, wanted.tool, arguments)
-        call = await self._judge.call(state, Tools((attachment,)), request)
-        ruling = await self._judge.judge(call, attachment)
+        tools = await self._pinning.fresh(caller.tenant.id, Tools((attachment,)))
+        call = await self._judge.call(state, tools, request)
+        if wanted.scope.exact:
+            ruling = await self._judge.judge(call, tools.attachment(wanted.server))
+        else:  # no arguments to judge by: what holds for every call of the tool
+            ruling = self._judge.rules.decide(wanted.server, wanted.tool)
+        _check_known(server, call, wanted, ruling)
         if ruling.effect is not Effect.ASK or ruling.approval.by != "approver":
             raise _not_allowed(
                 f"The rules ask no approver about this call ({ruling.rule}: {ruling.effect.value})."
@@ -433,6 +445,15 @@ def _check_amount(name: str, value: float | None, most: float | None) -> None:
         raise _invalid(f"'{name}' must be greater than 0.", name)
     if most is not None and value > most:
         raise _invalid(f"'{name}' may be at most {most:g} here.", name)
+
+
+def _check_known(server: McpServer, call: Call, wanted: WantedStanding, ruling: Ruling) -> None:
+    """Refuse to grant what nobody can have looked at: an unseen tool, or arguments unfit for it."""
+    narrow = wanted.scope is not Scope.SERVER
+    if narrow and server.pins != "off" and not call.definition_hash:
+        raise _not_allowed(f"The tool '{call.tool}' was not seen yet, so it has no definition.")
+    if wanted.scope.exact and ruling.errors:
+        raise _invalid(f"The rules cannot judge the call: {'; '.join(ruling.errors)}.", "arguments")
 
 
 def _check_principal(wanted: WantedStanding) -> None:

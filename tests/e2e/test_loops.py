@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.e2e.test_grants import listed
 from tests.support.approvals import (
     GITHUB,
     create,
@@ -48,6 +49,7 @@ def running(
 async def granted(gateway: Gateway, tool: str = "create_issue") -> None:
     """Let the caller's calls of a tool run."""
     wanted = {"server": "github", "tool": tool, "scope": "tool", "bound_to": "principal"}
+    await listed(gateway)
     async with gateway.http("approver") as client:
         answer = await client.post("/v1/grants", json={**wanted, "subject": "svc:caller"})
         assert answer.status_code == 200, answer.text
