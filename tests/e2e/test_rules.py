@@ -159,6 +159,25 @@ async def test_trust_and_principal_decide(stack: Stack) -> None:
 
 
 @pytest.mark.covers("APPR-13")
+async def test_what_a_tool_says_of_itself_decides_where_its_server_is_vouched_for(
+    stack: Stack,
+) -> None:
+    word = marker()
+    reads = {"id": "reads", "match": {"annotations": {"read_only": True}}, "effect": "allow"}
+    search = f'/call github.search_issues {{"query": "{word}"}}'
+    servers = [stack.mcp_server(), stack.mcp_server(label="web", trust="untrusted")]
+    with ruled(stack, reads, mcp_servers=servers) as gateway:
+        ran = await create(gateway, search)
+        assert "mcp_call" in output_types(ran.json())
+        web = {"type": "mcp", "server_label": "web"}
+        held = await create(gateway, search.replace("github", "web"), tools=[web])
+        assert held.json()["status"] == "in_progress"
+        await decide(gateway, word, "deny")
+        await settled(gateway, held.json()["id"])
+    assert len(await executed(stack, word)) == 1
+
+
+@pytest.mark.covers("APPR-13")
 async def test_what_a_chain_has_seen_is_remembered_in_its_next_turns(stack: Stack) -> None:
     """Private data read, then an untrusted tool: from then on, what leaves is asked for."""
     word = marker()
