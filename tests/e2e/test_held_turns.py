@@ -536,3 +536,26 @@ async def test_whatever_happens_to_a_held_turn_it_ends(stack: Stack) -> None:
     assert {status for status, _ in ends} == {"completed", "failed"}
     titles = {call["arguments"].get("title") for call in await stack.calls()}
     assert titles.isdisjoint({word for _, word in ends}), "nobody approved it"
+
+
+@pytest.mark.covers("APPR-5")
+@STORES
+async def test_a_lost_answer_to_a_read_only_tool_is_sent_again_without_a_person(
+    stack: Stack, store: bool
+) -> None:
+    word = marker()
+    approval = {"approvers": ["role:approver"], "timeout": "30m"}
+    rules = [{"id": "a", "match": {"server": "github"}, "effect": "ask", "approval": approval}]
+    text = f'/fault 500 on=approval times=2\n/call github.search_issues {{"query": "{word}"}}'
+    with stack.gateway(**tenancy(stack), rules=rules) as gateway:
+        async with streaming(gateway, text, store=store) as stream:
+            await decide(gateway, word)
+        well_formed(stream)
+        assert stream.kinds[-1] == "response.completed"
+        assert len(await executed(stack, word)) == 1
+        await create(gateway, text.replace("times=2", "times=3"), store=store)
+        await decide(gateway, word)
+        async with gateway.http("approver") as client:
+            listed = (await client.get("/v1/approvals?status=approved")).json()["data"]
+        id_ = listed[0]["response_id"]
+        await until(gateway, id_, "indeterminate")
