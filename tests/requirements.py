@@ -67,7 +67,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     ),
     "APPR-2": Requirement("one response to the caller, whatever the legs"),
     "APPR-3": Requirement("the stream stays open with comments; JSON is pending"),
-    "APPR-4": Requirement("durable holds", "part", "any replica goes on; failover suite later"),
+    "APPR-4": Requirement("durable holds"),
     "APPR-5": Requirement("at most once; what is lost is retried or rewound"),
     "APPR-6": Requirement(
         "the approvals API", "part", "decision with fingerprint, roles, expiry, deny on timeout"
@@ -89,7 +89,11 @@ REQUIREMENTS: dict[str, Requirement] = {
     "LIMIT-2": Requirement("Azure admission", "later"),
     "LIMIT-3": Requirement("bodies, headers, depth, tools and items are bounded"),
     "OPS-1": Requirement("health, metrics, JSON logs", "part", "no tracing yet"),
-    "OPS-2": Requirement("replicas share nothing but Redis", "part", "standalone"),
+    "OPS-2": Requirement(
+        "replicas share nothing but Redis",
+        "part",
+        "standalone and Sentinel, no Cluster; no Entra ID",
+    ),
     "OPS-3": Requirement("deployment files", "part", "Dockerfile and compose"),
     "OPS-4": Requirement("what fails open and what closed is written down and tested"),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import anyio
 import pytest
 
@@ -30,12 +32,14 @@ async def test_a_replica_that_dies_at_a_step_is_replaced(site: Site, point: Poin
                 return not frail.running or ledger.ended >= count
 
             await eventually(over, "the turns end, or the replica dies")
+        died = time.monotonic()
     counted = await ledger.check()
     report(
         "failpoint",
         point=point.value,
-        seconds=round(max(turn.seconds for turn in ledger.turns), 2),
+        all_ended_after=round(max(turn.at for turn in ledger.turns) - died, 2),
         **counted,
     )
-    lost = counted.get("rewound", 0)
-    assert lost >= 1 if point in LOST else lost == 0
+    assert all(turn.connections == 1 for turn in ledger.turns if turn.first == "steady")
+    in_doubt = sum(ledger.resolved.values())
+    assert in_doubt >= 1 if point in LOST else in_doubt == 0
