@@ -70,7 +70,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "APPR-4": Requirement("durable holds"),
     "APPR-5": Requirement("at most once; what is lost is retried or rewound"),
     "APPR-6": Requirement(
-        "the approvals API", "part", "decision with fingerprint, roles, expiry, deny on timeout"
+        "the approvals API", "part", "all of it; the grant of a revision has no end-to-end test yet"
     ),
     "APPR-7": Requirement("fingerprint and receipt"),
     "APPR-8": Requirement("grants, revisions, loop cap, budget per chain, fatigue guard"),

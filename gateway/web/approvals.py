@@ -250,7 +250,10 @@ def _grant(decision: _Decision) -> Wanted | None:
     try:
         return msgspec.json.decode(decision.grant, type=Wanted)
     except msgspec.ValidationError as exc:
-        raise Unprocessable(f"Invalid grant: {exc}.", code="invalid_grant", param="grant") from exc
+        named = _FIELD.search(str(exc))
+        inner = (named.group(1) or named.group(2)) if named else None
+        param = f"grant.{inner}" if inner else "grant"
+        raise Unprocessable(f"Invalid grant: {exc}.", code="invalid_grant", param=param) from exc
 
 
 def _key(request: AnyRequest) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx2
@@ -148,6 +149,10 @@ async def test_a_foreign_approval_reads_like_an_unknown_one_on_every_door(
         ({}, {"idempotency-key": "not visible"}, 400, "invalid_value", "Idempotency-Key"),
         ({}, {"idempotency-key": "k" * 256}, 400, "invalid_value", "Idempotency-Key"),
         ({"grant": {"scope": "tool"}}, {}, 422, "grant_scope_too_wide", "grant.scope"),
+        ({"grant": {"scope": "world"}}, {}, 422, "invalid_grant", "grant.scope"),
+        ({"grant": {"scope": "tool", "more": 1}}, {}, 422, "invalid_grant", "grant.more"),
+        ({"grant": "tool"}, {}, 422, "invalid_grant", "grant"),
+        ({"decision": "deny", "grant": {"scope": "tool"}}, {}, 422, "invalid_grant", "grant"),
         ({}, {"if-match": '"v7"'}, 412, None, None),
         ({}, {"if-match": "seven"}, 400, "invalid_value", "If-Match"),
     ],
@@ -550,3 +555,25 @@ async def test_an_approval_that_holds_no_more_when_it_is_sent_is_superseded_on_r
         ("resolved", "superseded"),
     ]
     assert await executed(stack, approval["arguments"]) == []
+
+
+# What a decision grants
+
+
+@pytest.mark.covers("APPR-6", "APPR-8")
+async def test_an_approval_may_grant_later_calls_and_a_repeat_grants_no_more(stack: Stack) -> None:
+    with stack.gateway(rules=asks(), **tenancy(stack)) as gateway:
+        approval = await held(gateway)
+        wanted = {"scope": "exact_args", "uses": 1, "ttl": 60}
+        for _ in range(2):
+            answer = await vote(gateway, approval, grant=wanted)
+            assert answer.json()["status"] == "approved", answer.text
+        done = await settled(gateway, approval["response_id"])
+        async with gateway.http("approver") as client:
+            (grant,) = (await client.get("/v1/grants")).json()["data"]
+        assert grant["created_by"] == {"subject": "user:ann", "approval": approval["id"]}
+        assert (grant["scope"], grant["uses"]["most"]) == ("exact_args", 1)
+        title = json.loads(approval["arguments"])["title"]
+        ran = await create(gateway, issue(title), previous_response_id=done["id"])
+        assert ran.json()["status"] == "completed"
+        assert len(await executed(stack, title)) == 2
