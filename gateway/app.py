@@ -342,6 +342,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         drained=life.drained,
         refusals=refusals,
     )
+    audits = AuditService(store=stores.audit, signer=cipher, chainer=chainer)
     return [
         create_router(doors, turns, pace),
         responses_router(doors, responses, pace),
@@ -350,10 +351,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         approvals_router(doors, approvals, grants, pace),
         grants_router(doors, grants),
         policy_router(doors, policy, partial(read_rules, known=settings)),
-        audit_router(
-            doors,
-            AuditService(store=stores.audit, signer=cipher, chainer=chainer),
-        ),
+        audit_router(doors, audits),
         webhooks_router(
             doors,
             WebhookEndpoints(
@@ -374,6 +372,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
             pace,
             ConsoleServices(
                 approvals=approvals,
+                audit=audits,
                 overview=Overview(turns=stores.turns, approvals=stores.approvals),
                 wake=stores.wake,
                 playground=_playground(settings),

@@ -1,9 +1,13 @@
-"""One approval: what is asked, and the form that decides it (APPR-6, APPR-10)."""
+"""One approval: what is asked, why, what is odd about it, and the forms that decide it.
+
+Every form is sealed to this session, this approval, and the version that was shown (APPR-6,
+APPR-10).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
@@ -14,23 +18,36 @@ from gateway.console.desk import TITLES, Desk, Page, place, refuse_form
 from gateway.console.pages import redirect
 from gateway.console.sessions import Ticket, Visitor
 from gateway.domain.approvals import Approval, Verdict
-from gateway.domain.errors import BadRequest, GatewayError, NotFound, Unprocessable
+from gateway.domain.documents import encode
+from gateway.domain.errors import BadRequest, Forbidden, GatewayError, NotFound, Unprocessable
+from gateway.domain.grants import Scope
 from gateway.services.approvals import ApprovalService
+from gateway.services.audit import AuditService
+from gateway.services.grants import Wanted
+from gateway.services.overview import Overview
 from gateway.web.doors import AnyRequest
+
+_DECISIONS = (*Verdict, "revise")
+_BOUND = ("chain", "principal")
+_Act = Callable[[Visitor, str, Mapping[str, str], Ticket], Awaitable[object]]
 
 
 class ApprovalRoom:
     """Shows and decides approvals."""
 
-    def __init__(self, desk: Desk, approvals: ApprovalService) -> None:
+    def __init__(
+        self, desk: Desk, approvals: ApprovalService, overview: Overview, audit: AuditService
+    ) -> None:
         self._desk = desk
         self._approvals = approvals
+        self._overview = overview
+        self._audit = audit
 
     async def show(self, request: AnyRequest, approval_id: str) -> Page:
         """Show one approval, with the form that decides it where the visitor may."""
         visitor = self._desk.require(request)
         approval = await self._approvals.retrieve(visitor.caller, approval_id)
-        return self._page(visitor, approval)
+        return await self._page(visitor, approval)
 
     async def confirm(self, request: AnyRequest, approval_id: str) -> Page:
         """Ask once more before a decision: a page, or a dialog on another one."""
@@ -39,10 +56,35 @@ class ApprovalRoom:
         if decision not in set(Verdict):
             raise BadRequest("There is no such decision.", param="decision")
         approval = await self._approvals.retrieve(visitor.caller, approval_id)
-        return self._page(visitor, approval, template="confirm.html", decision=decision)
+        values = {**self._values(visitor, approval), "decision": decision}
+        return self._desk.page(visitor, "confirm.html", values)
 
     async def decide(self, request: AnyRequest, approval_id: str) -> Page:
         """Count a decision, and go back to the approval's page."""
+        return await self._act(request, approval_id, self._decide)
+
+    async def change(self, request: AnyRequest, approval_id: str, what: str) -> Page:
+        """Give more time, pass the question on, or withdraw it."""
+        acts: dict[str, _Act] = {
+            "extend": self._extend,
+            "escalate": self._escalate,
+            "cancel": self._cancel,
+        }
+        if what not in acts:
+            raise NotFound("This address does not exist.")
+        return await self._act(request, approval_id, acts[what])
+
+    async def proof(self, request: AnyRequest, approval_id: str) -> Page:
+        """Show what the audit says of an approval, entry by entry with its hash."""
+        visitor = self._desk.require(request)
+        approval = await self._approvals.retrieve(visitor.caller, approval_id)
+        if not views.may_audit(visitor):
+            raise Forbidden("This needs the role 'auditor'.", code="missing_role")
+        entries = await self._audit.of_approval(visitor.caller, approval_id)
+        values = {"room": "inbox", "approval": approval, "entries": views.proof(entries)}
+        return self._desk.page(visitor, "proof.html", values)
+
+    async def _act(self, request: AnyRequest, approval_id: str, act: _Act) -> Page:
         visitor = self._desk.require(request)
         form = await self._desk.form(request)
         shown = self._desk.shown(visitor, approval_id, form)
@@ -51,74 +93,114 @@ class ApprovalRoom:
             await self._approvals.retrieve(visitor.caller, approval_id)
             refuse_form()
         try:
-            await self._decide(visitor, approval_id, form, shown)
+            await act(visitor, approval_id, form, shown)
         except NotFound:
             raise
         except GatewayError as exc:
             approval = await self._approvals.retrieve(visitor.caller, approval_id)
-            return self._page(visitor, approval, exc, form)
+            return await self._page(visitor, approval, exc, form)
         return redirect(place(approval_id))
 
     async def _decide(
         self, visitor: Visitor, approval_id: str, form: Mapping[str, str], shown: Ticket
     ) -> None:
         decision = form.get("decision", "")
-        if decision not in set(Verdict):
+        if decision not in _DECISIONS:
             raise Unprocessable("Choose to approve or to deny. Nothing was decided.")
         if decision == "approve":
             _check_typed(form, await self._approvals.retrieve(visitor.caller, approval_id))
-        reason = views.reason_of(decision, form.get("preset", ""), form.get("reason", ""))
+        said = "deny" if decision == "revise" else decision
         await self._approvals.decide(
             visitor.caller,
             approval_id,
-            verdict=Verdict(decision),
+            verdict=Verdict(said),
             fingerprint=shown.fingerprint,
-            reason=reason,
+            reason=views.reason_of(said, form.get("preset", ""), form.get("reason", "")),
             version=shown.version,
+            revision=views.revision_of(form.get("revision", "")) if decision == "revise" else None,
+            grant=_grant(form) if decision == "approve" else None,
         )
 
-    def _page(
+    async def _extend(
+        self, visitor: Visitor, approval_id: str, form: Mapping[str, str], shown: Ticket
+    ) -> None:
+        await self._approvals.extend(
+            visitor.caller, approval_id, seconds=None, version=shown.version
+        )
+
+    async def _escalate(
+        self, visitor: Visitor, approval_id: str, form: Mapping[str, str], shown: Ticket
+    ) -> None:
+        await self._approvals.escalate(visitor.caller, approval_id, version=shown.version)
+
+    async def _cancel(
+        self, visitor: Visitor, approval_id: str, form: Mapping[str, str], shown: Ticket
+    ) -> None:
+        reason = form.get("reason", "").strip() or None
+        await self._approvals.cancel(
+            visitor.caller, approval_id, reason=reason, version=shown.version
+        )
+
+    async def _page(
         self,
         visitor: Visitor,
         approval: Approval,
         problem: GatewayError | None = None,
         form: Mapping[str, str] | None = None,
-        *,
-        template: str = "approval.html",
-        decision: str = "",
     ) -> Page:
-        now = time.time()
-        shown = Ticket(approval.version, approval.fingerprint)
-        sheet = views.sheet(approval, now, visitor.caller.principal.subject)
-        may = self._approvals.may_decide(visitor.caller, approval) and not sheet.voted
         typed = form or {}
         values = {
-            "room": "inbox",
-            "now": now,
-            "decision": decision,
-            "sheet": sheet,
-            "may_decide": may,
-            "ticket": self._desk.ticket(visitor, approval.id, shown),
+            **self._values(visitor, approval),
+            "before": await self._before(visitor, approval),
+            "said": await self._overview.asked(visitor.caller, approval),
+            "audits": views.may_audit(visitor),
+            "offers": views.offers(approval),
+            "lives": views.lives(approval),
             "denials": views.DENIALS,
             "approvals": views.APPROVALS,
             "preset": typed.get("preset", ""),
             "reason": typed.get("reason", ""),
+            "revision": typed.get("revision", ""),
+            "draft": views.draft(approval),
             "problem": problem.message if problem else "",
             "problem_title": TITLES.get(problem.status_code, "It failed") if problem else "",
         }
         status = problem.status_code if problem else 200
-        return self._desk.page(visitor, template, values, status=status)
+        return self._desk.page(visitor, "approval.html", values, status=status)
+
+    def _values(self, visitor: Visitor, approval: Approval) -> dict[str, object]:
+        now = time.time()
+        shown = Ticket(approval.version, approval.fingerprint)
+        sheet = views.sheet(approval, now, visitor.caller.principal.subject)
+        may = self._approvals.may_decide(visitor.caller, approval) and not sheet.voted
+        return {
+            "room": "inbox",
+            "now": now,
+            "sheet": sheet,
+            "may_decide": may,
+            "may_cancel": approval.status == "pending" and views.may_cancel(visitor, approval),
+            "ticket": self._desk.ticket(visitor, approval.id, shown),
+        }
+
+    async def _before(self, visitor: Visitor, approval: Approval) -> views.Before | None:
+        """Compare with the last approved call of the same tool."""
+        found, _ = await self._approvals.list(
+            visitor.caller,
+            status="approved",
+            server=approval.server,
+            tool=approval.tool,
+            after=None,
+            limit=2,
+        )
+        earlier = next((one for one in found if one.id != approval.id), None)
+        return None if earlier is None else views.compare(earlier, approval, time.time())
 
 
-def _check_typed(form: Mapping[str, str], approval: Approval) -> None:
-    """Approve what destroys only for somebody who typed its name."""
-    if views.is_destructive(approval) and form.get("typed", "").strip() != approval.tool:
-        raise Unprocessable(f"Type the tool's name, “{approval.tool}”. Nothing was decided.")
-
-
-def approval_room(desk: Desk, approvals: ApprovalService) -> list[HTTPRouteHandler]:
+def approval_room(
+    desk: Desk, approvals: ApprovalService, overview: Overview, audit: AuditService
+) -> list[HTTPRouteHandler]:
     """The doors to one approval."""
-    room = ApprovalRoom(desk, approvals)
+    room = ApprovalRoom(desk, approvals, overview, audit)
 
     @get("/approvals/{approval_id:str}")
     async def show(request: AnyRequest, approval_id: FromPath[str]) -> Page:
@@ -130,9 +212,41 @@ def approval_room(desk: Desk, approvals: ApprovalService) -> list[HTTPRouteHandl
         """Ask once more."""
         return await room.confirm(request, approval_id)
 
+    @get("/approvals/{approval_id:str}/audit")
+    async def proof(request: AnyRequest, approval_id: FromPath[str]) -> Page:
+        """What the audit says of it."""
+        return await room.proof(request, approval_id)
+
     @post("/approvals/{approval_id:str}/decision", status_code=200)
     async def decide(request: AnyRequest, approval_id: FromPath[str]) -> Page:
         """Decide it."""
         return await room.decide(request, approval_id)
 
-    return [show, confirm, decide]
+    @post("/approvals/{approval_id:str}/{what:str}", status_code=200)
+    async def change(request: AnyRequest, approval_id: FromPath[str], what: FromPath[str]) -> Page:
+        """Change when or by whom it is decided."""
+        return await room.change(request, approval_id, what)
+
+    return [show, confirm, proof, decide, change]
+
+
+def _check_typed(form: Mapping[str, str], approval: Approval) -> None:
+    """Approve what destroys only for somebody who typed its name."""
+    if views.is_destructive(approval) and form.get("typed", "").strip() != approval.tool:
+        raise Unprocessable(f"Type the tool's name, “{approval.tool}”. Nothing was decided.")
+
+
+def _grant(form: Mapping[str, str]) -> Wanted | None:
+    """Read what is granted beside an approval.
+
+    Raises:
+        Unprocessable: It is none of what the page offers.
+    """
+    scope = form.get("scope", "")
+    if not scope:
+        return None
+    bound, ttl = form.get("bound_to", "chain"), form.get("ttl", "")
+    if scope not in set(Scope) or bound not in _BOUND or not (ttl.isdigit() and len(ttl) < 9):
+        raise Unprocessable("There is no such grant. Nothing was decided.", param="scope")
+    wanted = {"scope": scope, "bound_to": bound, "ttl": float(ttl)}
+    return views.wanted(encode(wanted))

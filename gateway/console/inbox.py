@@ -11,7 +11,6 @@ from litestar.handlers import HTTPRouteHandler
 
 from gateway.console import views
 from gateway.console.desk import PATH, Desk, Page
-from gateway.console.sessions import Visitor
 from gateway.domain.approvals import ApprovalStatus
 from gateway.domain.errors import BadRequest
 from gateway.services.approvals import ApprovalService
@@ -39,6 +38,7 @@ class Inbox:
             tool=asked.get("tool"),
             after=after,
             limit=views.PAGE,
+            mine=asked["view"] == "mine",
         )
         now = time.time()
         lines = [
@@ -51,7 +51,7 @@ class Inbox:
             "status": asked["status"],
             "view": asked["view"],
             "tabs": _tabs(asked),
-            "views": _views(asked, visitor),
+            "views": _views(asked),
             "narrowed": _narrowed(asked),
             "lines": lines,
             "here": _path(asked),
@@ -85,7 +85,7 @@ def _asked(query: Mapping[str, str]) -> dict[str, str]:
     asked = {**_DEFAULTS, **{name: query[name] for name in names if query.get(name)}}
     if asked["status"] != "all" and asked["status"] not in set(ApprovalStatus):
         raise BadRequest("There is no such filter.", param="status")
-    if asked["view"] not in ("mine", "team", "all"):
+    if asked["view"] not in ("mine", "all"):
         raise BadRequest("There is no such view.", param="view")
     return asked
 
@@ -103,7 +103,7 @@ def _tabs(asked: Mapping[str, str]) -> list[dict[str, object]]:
     ]
 
 
-def _views(asked: Mapping[str, str], visitor: Visitor) -> list[dict[str, str]]:
+def _views(asked: Mapping[str, str]) -> list[dict[str, str]]:
     return [
         {"value": value, "title": title, "path": _path({**asked, "view": value})}
         for value, title in views.VIEWS

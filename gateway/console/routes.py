@@ -20,6 +20,7 @@ from gateway.domain.errors import NotFound
 from gateway.domain.identity import Role
 from gateway.domain.ports import Wake
 from gateway.services.approvals import ApprovalService
+from gateway.services.audit import AuditService
 from gateway.services.overview import Overview
 from gateway.web.answers import Pace
 from gateway.web.doors import Doors
@@ -39,6 +40,7 @@ class Services:
     """
 
     approvals: ApprovalService
+    audit: AuditService
     overview: Overview
     wake: Wake
     playground: Playground | None = None
@@ -70,7 +72,7 @@ def console_router(doors: Doors, sessions: Sessions, pace: Pace, services: Servi
         route_handlers=[
             *entry(desk),
             *inbox(desk, services.approvals),
-            *approval_room(desk, services.approvals),
+            *approval_room(desk, services.approvals, services.overview, services.audit),
             *turns(desk, services.overview),
             *live(desk, services.wake, pace),
             *chat,

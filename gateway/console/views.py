@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.console.render import Arguments, read_arguments, warnings
+import msgspec
+
+from gateway.console.render import Arguments, Piece, read_arguments, warnings
+from gateway.console.sessions import Visitor
 from gateway.domain.approvals import Approval, ApprovalStatus
+from gateway.domain.documents import encode
 from gateway.domain.errors import Unprocessable
+from gateway.domain.grants import Scope
+from gateway.domain.identity import Role
+from gateway.services.grants import Wanted
 
 PAGE = 25
 """Approvals on one page of the inbox."""
@@ -21,7 +29,7 @@ FILTERS = (
     ("expired", "Expired"),
     ("all", "All"),
 )
-VIEWS = (("mine", "For me"), ("team", "My groups"), ("all", "All"))
+VIEWS = (("mine", "For me"), ("all", "All"))
 _URGENT = 120.0
 _EXCERPT = 100
 
@@ -38,9 +46,37 @@ APPROVALS = {
 
 _AFTER_TIMEOUT = {
     "deny": "The call does not run, and the model is told that nobody answered in time.",
-    "hold": "The turn stays held.",
+    "hold": "The turn stays held as long as it is kept, then the call is denied.",
     "rewind": "The turn goes back to before the call.",
 }
+
+
+_SCOPES = {
+    Scope.ONCE: "this very call, with exactly these arguments, one more time",
+    Scope.EXACT_ARGS: "this call with exactly these arguments, as often as it is asked",
+    Scope.TOOL: "every call of this tool, whatever its arguments",
+    Scope.SERVER: "every tool of this server that the same rule asks for, whatever its arguments",
+}
+_LIVES = (900, 3600, 8 * 3600, 24 * 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One argument that differs; `None` where there was or is none."""
+
+    key: str
+    before: Sequence[Piece] | None
+    after: Sequence[Piece] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """The last approved call of the same tool, and how this one differs."""
+
+    approval: Approval
+    age: str
+    changes: Sequence[Change]
+    readable: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +117,9 @@ class Sheet:
     missing: int
     outcome: str
     destructive: bool
+    claims: Sequence[tuple[str, str]]
+    may_extend: bool
+    may_escalate: bool
 
 
 def is_destructive(approval: Approval) -> bool:
@@ -120,7 +159,114 @@ def sheet(approval: Approval, now: float, subject: str) -> Sheet:
         missing=approval.quorum - len(approval.votes),
         outcome=_outcome(approval),
         destructive=is_destructive(approval),
+        claims=claims(approval),
+        may_extend=approval.extensions < approval.max_extensions,
+        may_escalate=approval.level < len(approval.escalate),
     )
+
+
+def claims(approval: Approval) -> list[tuple[str, str]]:
+    """Put what the tool says of itself into words, each with how it looks."""
+    told = approval.annotations
+    said = (
+        (told.read_only, "calm", "only reads"),
+        (is_destructive(approval), "danger", "destructive"),
+        (told.destructive is False, "calm", "not destructive"),
+        (told.idempotent, "calm", "repeatable"),
+        (told.open_world, "danger", "reaches the open world"),
+    )
+    return [(look, words) for holds, look, words in said if holds]
+
+
+def compare(earlier: Approval, approval: Approval, now: float) -> Before:
+    """Say how the arguments differ from those of an earlier call."""
+    old, new = read_arguments(earlier.arguments), read_arguments(approval.arguments)
+    if old.rows is None or new.rows is None:
+        changes: list[Change] = []
+    else:
+        was = {row.key: row.value for row in old.rows}
+        now_is = {row.key: row.value for row in new.rows}
+        changes = [
+            Change(key, was.get(key), now_is.get(key))
+            for key in dict.fromkeys((*now_is, *was))
+            if was.get(key) != now_is.get(key)
+        ]
+    return Before(
+        approval=earlier,
+        age=ago(now - (earlier.decided_at or earlier.created_at)),
+        changes=changes,
+        readable=old.rows is not None and new.rows is not None,
+    )
+
+
+def offers(approval: Approval) -> list[tuple[str, str]]:
+    """List what may be granted beside an approval, from the narrowest, each in words."""
+    terms = approval.grants
+    alone = approval.quorum == 1 or terms.with_quorum
+    widest = terms.widest(approval.annotations) if alone and approval.by == "approver" else None
+    if widest is None or read_arguments(approval.arguments).rows is None:
+        return []  # what cannot be shown whole is decided call by call
+    return [(scope.value, said) for scope, said in _SCOPES.items() if scope.width <= widest.width]
+
+
+def lives(approval: Approval) -> list[tuple[int, str]]:
+    """List how long a grant may live."""
+    most = approval.grants.max_ttl
+    return [(each, span(each)) for each in _LIVES if each <= most] or [(int(most), span(most))]
+
+
+def wanted(document: bytes) -> Wanted:
+    """Read a wish for a grant."""
+    return msgspec.json.decode(document, type=Wanted)
+
+
+def draft(approval: Approval) -> str:
+    """Write the arguments out for changing, so that nothing in them is hidden; "" if unreadable."""
+    try:
+        document = json.loads(approval.arguments, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return ""
+    return json.dumps(document, indent=2)
+
+
+def _refuse_constant(text: str) -> object:
+    raise ValueError(text)
+
+
+def revision_of(text: str) -> str:
+    """Read the arguments that a person asks for instead.
+
+    Raises:
+        Unprocessable: They are no JSON object.
+    """
+    try:
+        document = json.loads(text)
+    except ValueError as exc:
+        raise Unprocessable(f"The new arguments are not JSON: {exc}.", param="revision") from exc
+    if not isinstance(document, dict):
+        raise Unprocessable("The new arguments must be a JSON object.", param="revision")
+    return text.strip()
+
+
+def may_audit(visitor: Visitor) -> bool:
+    """Whether the visitor may read the audit."""
+    return visitor.caller.principal.has(Role.AUDITOR)
+
+
+def may_cancel(visitor: Visitor, approval: Approval) -> bool:
+    """Whether the visitor may withdraw the request."""
+    principal = visitor.caller.principal
+    mine = approval.requester == principal.subject and not approval.end_user
+    return mine or principal.has(Role.ADMIN)
+
+
+def proof(entries: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
+    """Prepare the entries of the audit for reading."""
+    wanted_keys = ("sequence", "time", "event", "outcome", "actor", "hash", "previous")
+    return [
+        {key: "" if (value := entry.get(key)) is None else str(value) for key in wanted_keys}
+        for entry in (json.loads(encode(one)) for one in entries)
+    ]
 
 
 def _outcome(approval: Approval) -> str:

@@ -101,6 +101,17 @@ class Overview:
             longer=longer,
         )
 
+    async def asked(self, caller: Caller, approval: Approval) -> str | None:
+        """Read the last message of the user before a call was asked for, cut; `None` if not kept.
+
+        An approver sees it because it tells what the call is for.
+        """
+        turn = await self._turns.read(caller.tenant.id, approval.turn_id)
+        for item in reversed(unpack(turn.items) if turn else ()):
+            if item.o == "in" and (said := _entry(item, reads=True)).type == "user message":
+                return said.text
+        return None
+
     async def _chain(self, tenant: str, head: TurnHead) -> tuple[list[TurnHead], bool]:
         chain: list[TurnHead] = []
         parent = head.parent
