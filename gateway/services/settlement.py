@@ -26,7 +26,7 @@ from gateway.domain.identity import Tenant
 from gateway.domain.loops import after_answers, check_requests
 from gateway.domain.ports import ApprovalStore, Meter
 from gateway.domain.rules import Effect
-from gateway.domain.tools import Scrubber, Tools
+from gateway.domain.tools import Attachment, Scrubber, Tools
 from gateway.domain.trace import summarize
 from gateway.domain.turns import (
     ApprovalRequest,
@@ -206,6 +206,7 @@ class Settlement:
             tool=request.name,
             definition_hash=call.definition_hash,
             annotations=call.annotations,
+            description=_described(running.tools.attachment(call.server), call.tool),
             trust=call.trust,
             chain_id=state.facts.id,
             arguments=request.arguments,
@@ -268,6 +269,12 @@ class Settlement:
         tools = running.tools.recompiled(self._judge.rules, running.tenant)
         running.tools = await self._pinning.fresh(running.state.tenant, tools)
         return await self._judge.revalidated(batch, running.state, running.tools)
+
+
+def _described(attachment: Attachment | None, tool: str) -> str | None:
+    """Return what the pinned definition says that the tool does."""
+    pin = attachment.pins.pins.get(tool) if attachment else None
+    return pin.trusted.description if pin is not None and pin.trusted is not None else None
 
 
 def _learn(running: Running, result: LegResult) -> None:
