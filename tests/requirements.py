@@ -69,9 +69,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "APPR-3": Requirement("the stream stays open with comments; JSON is pending"),
     "APPR-4": Requirement("durable holds"),
     "APPR-5": Requirement("at most once; what is lost is retried or rewound"),
-    "APPR-6": Requirement(
-        "the approvals API", "part", "all of it; the grant of a revision has no end-to-end test yet"
-    ),
+    "APPR-6": Requirement("the approvals API"),
     "APPR-7": Requirement("fingerprint and receipt"),
     "APPR-8": Requirement("grants, revisions, loop cap, budget per chain, fatigue guard"),
     "APPR-9": Requirement("webhooks out"),

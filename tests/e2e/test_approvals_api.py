@@ -561,6 +561,36 @@ async def test_an_approval_that_holds_no_more_when_it_is_sent_is_superseded_on_r
 
 
 @pytest.mark.covers("APPR-6", "APPR-8")
+async def test_the_revised_call_goes_through_once_and_no_second_time(stack: Stack) -> None:
+    with stack.gateway(rules=asks(), **tenancy(stack)) as gateway:
+        approval = await held(gateway)
+        word = marker()
+        answer = await vote(gateway, approval, "revise", arguments={"title": word})
+        assert answer.status_code == 200, answer.text
+        done = await settled(gateway, approval["response_id"])  # the model makes the call itself
+        assert len(await executed(stack, word)) == 1
+        again = await create(gateway, issue(word), previous_response_id=done["id"])
+        assert again.json()["status"] == "in_progress"
+        assert len(await executed(stack, word)) == 1
+
+
+@pytest.mark.covers("APPR-6", "APPR-8")
+async def test_where_nobody_may_grant_the_revised_call_is_asked_about_anew(stack: Stack) -> None:
+    rules = asks(grants={"max_scope": "none"})
+    with stack.gateway(rules=rules, **tenancy(stack)) as gateway:
+        approval = await held(gateway)
+        word = marker()
+        answer = await vote(gateway, approval, "revise", arguments={"title": word})
+        assert answer.json()["status"] == "denied"
+        (again,) = await pending(gateway, word)
+        assert again["response_id"] == approval["response_id"]
+        wide = await vote(gateway, again, grant={"scope": "exact_args"})
+        assert code_of(wide) == (422, "grant_not_allowed")
+        assert (await vote(gateway, again, "deny")).status_code == 200
+        assert await executed(stack, word) == []
+
+
+@pytest.mark.covers("APPR-6", "APPR-8")
 async def test_an_approval_may_grant_later_calls_and_a_repeat_grants_no_more(stack: Stack) -> None:
     with stack.gateway(rules=asks(), **tenancy(stack)) as gateway:
         approval = await held(gateway)
