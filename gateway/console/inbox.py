@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import cast
 from urllib.parse import urlencode
 
 from litestar import get
@@ -13,7 +14,7 @@ from gateway.console import views
 from gateway.console.desk import PATH, Desk, Page
 from gateway.domain.approvals import ApprovalStatus
 from gateway.domain.errors import BadRequest
-from gateway.services.approvals import ApprovalService
+from gateway.services.approvals import ApprovalService, Whose
 from gateway.web.doors import AnyRequest
 
 _DEFAULTS = {"status": "pending", "view": "all"}
@@ -38,7 +39,7 @@ class Inbox:
             tool=asked.get("tool"),
             after=after,
             limit=views.PAGE,
-            mine=asked["view"] == "mine",
+            whose=cast("Whose", asked["view"]),
         )
         now = time.time()
         lines = [
@@ -50,7 +51,7 @@ class Inbox:
             "now": now,
             "status": asked["status"],
             "view": asked["view"],
-            "tabs": _tabs(asked),
+            "tabs": _tabs(asked, await self._approvals.counts(visitor.caller) or {}),
             "views": _views(asked),
             "narrowed": _narrowed(asked),
             "lines": lines,
@@ -85,7 +86,7 @@ def _asked(query: Mapping[str, str]) -> dict[str, str]:
     asked = {**_DEFAULTS, **{name: query[name] for name in names if query.get(name)}}
     if asked["status"] != "all" and asked["status"] not in set(ApprovalStatus):
         raise BadRequest("There is no such filter.", param="status")
-    if asked["view"] not in ("mine", "all"):
+    if asked["view"] not in ("mine", "team", "all"):
         raise BadRequest("There is no such view.", param="view")
     return asked
 
@@ -96,9 +97,15 @@ def _path(asked: Mapping[str, str]) -> str:
     return f"{PATH}?{urlencode(given)}" if given else PATH
 
 
-def _tabs(asked: Mapping[str, str]) -> list[dict[str, object]]:
+def _tabs(asked: Mapping[str, str], counts: Mapping[str, int]) -> list[dict[str, object]]:
+    """Name the tabs by status; counts are of the whole tenant, without the other filters."""
     return [
-        {"value": value, "title": title, "path": _path({**asked, "status": value}), "count": None}
+        {
+            "value": value,
+            "title": title,
+            "path": _path({**asked, "status": value}),
+            "count": counts.get(value),
+        }
         for value, title in views.FILTERS
     ]
 

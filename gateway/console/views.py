@@ -29,7 +29,7 @@ FILTERS = (
     ("expired", "Expired"),
     ("all", "All"),
 )
-VIEWS = (("mine", "For me"), ("all", "All"))
+VIEWS = (("mine", "For me"), ("team", "My team"), ("all", "All"))
 _URGENT = 120.0
 _EXCERPT = 100
 

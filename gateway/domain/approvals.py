@@ -253,6 +253,7 @@ def may_decide(approval: Approval, actor: Principal) -> str | None:
 
 
 def is_approver(approvers: Iterable[str], actor: Principal) -> bool:
+    """Tell whether an actor is among approvers, by subject, group or role."""
     """Tell whether a principal is among `role:…`, `group:…` and `subject:…`."""
     names = {f"subject:{actor.subject}"}
     names.update(f"group:{group}" for group in actor.groups)

@@ -249,6 +249,10 @@ class ApprovalStore(Protocol):
         """
         ...
 
+    async def counts(self, tenant: str) -> Mapping[str, int]:
+        """Count approvals by status, in one round trip; those just expired may still count."""
+        ...
+
     async def by_request(self, tenant: str, request_ids: Sequence[str]) -> Mapping[str, Approval]:
         """Find approvals by the upstream's request ids (`mcpr_…`)."""
         ...

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from gateway.domain.approvals import (
     Approval,
     Event,
     Verdict,
     decided_with_others,
+    is_approver,
     may_decide,
     reason_missing,
     revision_reason,
@@ -43,6 +45,8 @@ from gateway.services.grants import Grants, Wanted
 from gateway.services.refusals import Refusals, refusals_noted
 
 logger = logging.getLogger("gateway.approvals")
+
+Whose = Literal["all", "mine", "team"]
 
 _PAGE = 100
 _PAGES = 100
@@ -116,13 +120,14 @@ class ApprovalService:
         after: str | None,
         limit: int,
         chain: str | None = None,
-        mine: bool = False,
+        whose: Whose = "all",
     ) -> tuple[Sequence[Approval], bool]:
         """List the approvals that the caller may see, newest first.
 
         Args:
             chain: The id of the chain's first response.
-            mine: Only those that the caller itself is one to decide, and has not voted on.
+            whose: "mine" are those that wait for the caller's own vote, "team" those that are
+                asked of a group or role of the caller, or of the caller by name.
         """
         _require_sight(caller)
         seen: list[Approval] = []
@@ -139,7 +144,7 @@ class ApprovalService:
             seen += (
                 approval
                 for approval in found
-                if _sees(caller, approval) and (not mine or _assigned(caller, approval))
+                if _sees(caller, approval) and _WHOSE[whose](caller, approval)
             )
             if not more or len(seen) > limit:
                 break
@@ -154,8 +159,7 @@ class ApprovalService:
         """
         _require_sight(caller)
         head = await self._turns.head(caller.tenant.id, turn_id)
-        oversees = caller.principal.has(Role.APPROVER) or caller.principal.has(Role.AUDITOR)
-        if head is None or not (oversees or owned(head, caller)):
+        if head is None or not (_oversees(caller) or owned(head, caller)):
             raise response_not_found(turn_id)
         found, _ = await self._approvals.list(
             caller.tenant.id, status=None, turn_id=turn_id, limit=100
@@ -174,6 +178,12 @@ class ApprovalService:
                 f"There is no approval '{approval_id}'.", code="approval_not_found", param="id"
             )
         return approval
+
+    async def counts(self, caller: Caller) -> Mapping[str, int] | None:
+        """Count the tenant's approvals by status; `None` for who does not see them all."""
+        if not _oversees(caller):
+            return None
+        return await self._approvals.counts(caller.tenant.id)
 
     def may_decide(self, caller: Caller, approval: Approval) -> bool:
         """Tell whether the caller may decide the approval now."""
@@ -443,12 +453,15 @@ def _require_sight(caller: Caller) -> None:
 
 def _sees(caller: Caller, approval: Approval) -> bool:
     """Approvers and auditors see their tenant's approvals, callers those of their own turns."""
-    principal = caller.principal
-    if principal.has(Role.APPROVER) or principal.has(Role.AUDITOR):
+    if _oversees(caller):
         return True
-    if approval.by != "caller" and may_decide(approval, principal) is None:
+    if approval.by != "caller" and may_decide(approval, caller.principal) is None:
         return True
     return _is_own(caller, approval)
+
+
+def _oversees(caller: Caller) -> bool:
+    return caller.principal.has(Role.APPROVER) or caller.principal.has(Role.AUDITOR)
 
 
 def _assigned(caller: Caller, approval: Approval) -> bool:
@@ -457,6 +470,18 @@ def _assigned(caller: Caller, approval: Approval) -> bool:
         return _is_own(caller, approval)
     voted = caller.principal.subject in approval.votes
     return not voted and may_decide(approval, caller.principal) is None
+
+
+def _asked_of(caller: Caller, approval: Approval) -> bool:
+    """Tell whether an approval was asked of the caller or a group of it, decided or not."""
+    return approval.by == "approver" and is_approver(approval.approvers, caller.principal)
+
+
+_WHOSE: dict[Whose, Callable[[Caller, Approval], bool]] = {
+    "all": lambda _caller, _approval: True,
+    "mine": _assigned,
+    "team": _asked_of,
+}
 
 
 def _is_own(caller: Caller, approval: Approval) -> bool:

@@ -98,7 +98,7 @@ def _reading(doors: Doors, approvals: ApprovalService, pace: Pace) -> Sequence[H
             server=query.get("server"),
             tool=query.get("tool"),
             chain=query.get("chain"),
-            mine="assigned_to" in query,
+            whose="mine" if "assigned_to" in query else "all",
             after=query.get("after"),
             limit=_limit(query.get("limit", "20")),
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.clients.conftest import npm as npm
 from tests.conftest import require
 from tests.console.conftest import hold as hold
 from tests.support.stack import Gateway
@@ -25,7 +26,7 @@ class Window:
     def __init__(self, page: Any, gateway: Gateway) -> None:
         self.page = page
         self.url = gateway.url.replace("127.0.0.1", "localhost")
-        self._keys = gateway.keys
+        self.keys = gateway.keys
         self.faults: list[str] = []
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("console", self._heard)
@@ -36,7 +37,7 @@ class Window:
 
     async def sign_in(self, key: str = "approver") -> None:
         await self.page.goto(f"{self.url}/console")
-        await self.page.fill("#key", self._keys[key])
+        await self.page.fill("#key", self.keys[key])
         await self.page.click("button[type=submit]")
         await self.page.wait_for_url(f"{self.url}/console")
 

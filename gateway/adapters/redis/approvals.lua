@@ -323,6 +323,13 @@ function op.get()
   return show(id)
 end
 
+-- statuses
+function op.counts()
+  local found = {}
+  for n = 4, #ARGV do found[n - 3] = redis.call('ZCARD', prefix .. 'aprs:status:' .. ARGV[n]) end
+  return found
+end
+
 function op.by_request()
   local found = {}
   for n = 4, #ARGV do

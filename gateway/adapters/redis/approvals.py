@@ -190,6 +190,12 @@ class RedisApprovalStore(ApprovalStore):
 
     @override
     @store_errors
+    async def counts(self, tenant: str) -> Mapping[str, int]:
+        found = await self._call("counts", tenant, *(status.value for status in ApprovalStatus))
+        return {status.value: count for status, count in zip(ApprovalStatus, found, strict=True)}
+
+    @override
+    @store_errors
     async def by_request(self, tenant: str, request_ids: Sequence[str]) -> Mapping[str, Approval]:
         if not request_ids:
             return {}
