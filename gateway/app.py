@@ -343,6 +343,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         refusals=refusals,
     )
     audits = AuditService(store=stores.audit, signer=cipher, chainer=chainer)
+    pins = PinService(store=stores.pins, servers=servers, audit=stores.audit, meter=meter)
     return [
         create_router(doors, turns, pace),
         responses_router(doors, responses, pace),
@@ -362,10 +363,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
                 audit=stores.audit,
             ),
         ),
-        pins_router(
-            doors,
-            PinService(store=stores.pins, servers=servers, audit=stores.audit, meter=meter),
-        ),
+        pins_router(doors, pins),
         console_router(
             doors,
             sessions,
@@ -375,6 +373,8 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
                 audit=audits,
                 overview=Overview(turns=stores.turns, approvals=stores.approvals),
                 wake=stores.wake,
+                servers=list(servers.values()),
+                pins=pins,
                 playground=_playground(settings),
             ),
         ),

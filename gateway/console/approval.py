@@ -14,7 +14,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
 from gateway.console import views
-from gateway.console.desk import TITLES, Desk, Page, place, refuse_form
+from gateway.console.desk import Desk, Page, place, refuse_form
 from gateway.console.pages import redirect
 from gateway.console.sessions import Ticket, Visitor
 from gateway.domain.approvals import Approval, Verdict
@@ -162,11 +162,8 @@ class ApprovalRoom:
             "reason": typed.get("reason", ""),
             "revision": typed.get("revision", ""),
             "draft": views.draft(approval),
-            "problem": problem.message if problem else "",
-            "problem_title": TITLES.get(problem.status_code, "It failed") if problem else "",
         }
-        status = problem.status_code if problem else 200
-        return self._desk.page(visitor, "approval.html", values, status=status)
+        return self._desk.page(visitor, "approval.html", values, problem=problem)
 
     def _values(self, visitor: Visitor, approval: Approval) -> dict[str, object]:
         now = time.time()

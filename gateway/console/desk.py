@@ -63,8 +63,13 @@ class Room:
 
     def admits(self, visitor: Visitor) -> bool:
         """Tell whether the visitor may enter."""
-        principal = visitor.caller.principal
-        return not self.roles or any(principal.has(role) for role in self.roles)
+        return has_any(visitor, self.roles)
+
+
+def has_any(visitor: Visitor, roles: Sequence[Role]) -> bool:
+    """Tell whether a visitor has one of the roles; where there are none, everybody does."""
+    principal = visitor.caller.principal
+    return not roles or any(principal.has(role) for role in roles)
 
 
 class Desk:
@@ -96,8 +101,12 @@ class Desk:
             raise SignedOut
         return visitor
 
-    def enter(self, request: AnyRequest, name: str) -> Visitor:
+    def enter(self, request: AnyRequest, name: str, *roles: Role) -> Visitor:
         """Let a visitor into a room.
+
+        Args:
+            roles: Any of them suffices for what is to be done there, as at the API's door to it;
+                by default whoever may enter may do it.
 
         Raises:
             SignedOut: Nobody is signed in.
@@ -105,8 +114,10 @@ class Desk:
         """
         visitor = self.require(request)
         room = next(room for room in self.rooms if room.name == name)
-        if not room.admits(visitor):
-            raise Forbidden(f"This needs the role '{room.roles[0].value}'.", code="missing_role")
+        for wanted in (room.roles, roles):
+            if not has_any(visitor, wanted):
+                named = " or ".join(f"'{role.value}'" for role in wanted)
+                raise Forbidden(f"This needs the role {named}.", code="missing_role")
         return visitor
 
     async def form(self, request: AnyRequest) -> dict[str, str]:
@@ -155,12 +166,20 @@ class Desk:
         *,
         status: int = 200,
         headers: Mapping[str, str] | None = None,
+        problem: GatewayError | None = None,
     ) -> Page:
         """Answer with a page.
 
-        Values named `room` mark the place in the navigation.
+        Args:
+            values: What the template names; `room` marks the place in the navigation.
+            problem: Why what the visitor wanted was not done: the page says it, and its status.
         """
-        shown = {"room": "", **values, "visitor": visitor, "rooms": []}
+        told = {"problem": "", "problem_title": ""}
+        if problem is not None:
+            title = TITLES.get(problem.status_code, "It failed")
+            told = {"problem": problem.message, "problem_title": title}
+            status = problem.status_code
+        shown = {"room": "", **told, **values, "visitor": visitor, "rooms": []}
         if visitor is not None:
             shown["rooms"] = [room for room in self.rooms if room.admits(visitor)]
             shown["sign_out"] = self.ticket(visitor, "sign-out")

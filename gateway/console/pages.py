@@ -47,7 +47,9 @@ class Pages:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._templates.filters.update(pieces=_markup, plain=_plain, moment=_moment)
+        self._templates.filters.update(
+            pieces=_markup, lines=_lines, plain=_plain, moment=_moment, number="{:,}".format
+        )
         self._templates.globals.update(
             assets={name.partition(".")[0]: name for name in self._assets}
         )
@@ -111,6 +113,11 @@ def _markup(pieces: Sequence[Piece]) -> Markup:
         else escape(piece.text)
         for piece in pieces
     )
+
+
+def _lines(text: str) -> Markup:
+    """Write a text of several lines; a template shows it where line breaks count."""
+    return _markup(reveal(text, lines=True))
 
 
 def _plain(text: str) -> Markup:

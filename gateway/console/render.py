@@ -92,13 +92,7 @@ def read_arguments(raw: str) -> Arguments:
     rows: list[Row] | None = None
     found: list[str] = []
     try:
-        document = json.loads(
-            raw or "{}",
-            object_pairs_hook=Members,
-            parse_int=Number,
-            parse_float=Number,
-            parse_constant=Number,
-        )
+        document = _read(raw or "{}")
         texts = list(_texts(document, 0))
         found += _repeated(document)
         rows = [_row(key, value) for key, value in _top(document)]
@@ -106,6 +100,21 @@ def read_arguments(raw: str) -> Arguments:
         texts = [raw]
         found.append("not JSON that can be shown as a table; read the raw text")
     return Arguments(rows, reveal(raw, lines=True), found + warnings(texts), len(raw))
+
+
+def layout(raw: bytes | str) -> Sequence[Piece]:
+    """Lay JSON that was read before out over lines."""
+    return _layout(_read(raw))
+
+
+def _read(raw: bytes | str) -> Any:
+    return json.loads(
+        raw,
+        object_pairs_hook=Members,
+        parse_int=Number,
+        parse_float=Number,
+        parse_constant=Number,
+    )
 
 
 def _top(document: Any) -> Sequence[tuple[str, Any]]:

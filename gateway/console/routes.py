@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from litestar import Router, get
@@ -14,20 +15,24 @@ from gateway.console.entry import entry
 from gateway.console.inbox import inbox
 from gateway.console.live import live
 from gateway.console.playground import Playground, playground
+from gateway.console.servers import servers_room
 from gateway.console.sessions import Sessions
 from gateway.console.turns import turns
 from gateway.domain.errors import NotFound
 from gateway.domain.identity import Role
 from gateway.domain.ports import Wake
+from gateway.domain.registry import McpServer
 from gateway.services.approvals import ApprovalService
 from gateway.services.audit import AuditService
 from gateway.services.overview import Overview
+from gateway.services.pins import PinService
 from gateway.web.answers import Pace
 from gateway.web.doors import Doors
 
 _LARGEST_FORM = 64 * 1024
 _INBOX = Room("inbox", PATH, "Inbox")
 _TURNS = Room("turns", f"{PATH}/turns", "Turns")
+_SERVERS = Room("servers", f"{PATH}/servers", "Servers", (Role.APPROVER, Role.AUDITOR))
 _PLAYGROUND = Room("playground", f"{PATH}/playground", "Playground", (Role.CALLER,))
 
 
@@ -43,12 +48,14 @@ class Services:
     audit: AuditService
     overview: Overview
     wake: Wake
+    servers: Sequence[McpServer]
+    pins: PinService
     playground: Playground | None = None
 
 
 def console_router(doors: Doors, sessions: Sessions, pace: Pace, services: Services) -> Router:
     """The doors to the console, under `/console`."""
-    rooms = [_INBOX, _TURNS]
+    rooms = [_INBOX, _TURNS, _SERVERS]
     if services.playground is not None:
         rooms.append(_PLAYGROUND)
     desk = Desk(doors, sessions, rooms)
@@ -74,6 +81,7 @@ def console_router(doors: Doors, sessions: Sessions, pace: Pace, services: Servi
             *inbox(desk, services.approvals),
             *approval_room(desk, services.approvals, services.overview, services.audit),
             *turns(desk, services.overview),
+            *servers_room(desk, services.servers, services.pins),
             *live(desk, services.wake, pace),
             *chat,
             asset,

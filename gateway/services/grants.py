@@ -316,7 +316,7 @@ class Grants:
         """
         grant = await self.retrieve(caller, grant_id)
         actor = caller.principal
-        if not (actor.has(Role.APPROVER) or _is_own(caller, grant)):
+        if not self.may_revoke(caller, grant):
             raise Forbidden("This needs the role 'approver'.", code="missing_role")
         ended = await self._store.revoke(caller.tenant.id, grant_id, actor=actor.subject)
         if ended is None:
@@ -327,6 +327,10 @@ class Grants:
         )
         logger.info("a grant was revoked", extra={"grant": grant_id, "key": actor.key_id})
         return ended
+
+    def may_revoke(self, caller: Caller, grant: Grant) -> bool:
+        """Tell whether the caller may end a grant that the caller sees."""
+        return caller.principal.has(Role.APPROVER) or _is_own(caller, grant)
 
     async def end_chain(self, tenant: str, chain_id: str) -> None:
         """Drop what was granted for a chain of which a response was deleted."""

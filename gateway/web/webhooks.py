@@ -173,7 +173,7 @@ def _show(endpoint: WebhookEndpoint) -> dict[str, object]:
         "id": endpoint.id,
         "object": "webhook_endpoint",
         # The operator's URLs may hold what authenticates there, as those of chats do.
-        "url": _origin(endpoint.url) if endpoint.configured else endpoint.url,
+        "url": origin(endpoint.url) if endpoint.configured else endpoint.url,
         "events": list(endpoint.events),
         "format": endpoint.format,
         "payload": "thin",
@@ -212,7 +212,8 @@ def _show_delivery(delivery: Delivery) -> dict[str, object]:
     }
 
 
-def _origin(url: str) -> str:
+def origin(url: str) -> str:
+    """Cut a URL after its host: the rest, and a user, may be secrets."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}/…"

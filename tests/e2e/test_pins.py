@@ -12,8 +12,6 @@ import anyio
 import httpx2
 import pytest
 
-from gateway.emulator.demo_mcp import create_demo_mcp
-from gateway.emulator.serve import serving
 from tests.support.approvals import (
     GITHUB,
     create,
@@ -28,7 +26,8 @@ from tests.support.approvals import (
     text_of,
     vote,
 )
-from tests.support.stack import CANARY, Gateway, Stack
+from tests.support.mcp import Server, mcp_server
+from tests.support.stack import Gateway, Stack
 
 pytestmark = [pytest.mark.anyio, pytest.mark.covers("MCP-5")]
 
@@ -38,33 +37,10 @@ RULES: list[dict[str, Any]] = [
 ]
 
 
-class Server:
-    """An MCP server of one test, which changes what it lists."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    async def _request(self, method: str, path: str, body: Any = None) -> None:
-        headers = {"authorization": f"Bearer {CANARY}"}
-        async with httpx2.AsyncClient(trust_env=False, headers=headers) as client:
-            answer = await client.request(method, self.url + path, json=body)
-            assert answer.status_code == 200, answer.text
-
-    async def change(self, tool: str, **change: Any) -> None:
-        await self._request("PUT", f"/tools/{tool}", change)
-
-    async def restore(self) -> None:
-        await self._request("DELETE", "/tools")
-
-    async def calls(self) -> list[dict[str, Any]]:
-        async with httpx2.AsyncClient(trust_env=False) as client:
-            return list((await client.get(self.url + "/calls")).json())
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with serving(create_demo_mcp(CANARY)) as url:
-        yield Server(url)
+    with mcp_server() as server:
+        yield server
 
 
 @contextmanager
