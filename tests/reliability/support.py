@@ -45,7 +45,7 @@ MCP_TOKEN = "demo-" + secrets.token_hex(8)
 PROVIDER_KEY = "sk-" + secrets.token_hex(8)
 HOOK_SECRET = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
 START_SECONDS = 60.0
-LEASE = 2.0
+LEASE = 4.0
 """Seconds until another replica takes over; in production it is longer."""
 
 TURN_SECONDS = 45.0
@@ -83,10 +83,16 @@ def spread(values: list[float]) -> str:
 
 
 def free_port() -> int:
-    """Find a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """Find a port that is free, and stays so while nobody listens on it.
+
+    One below those that the system gives to outgoing connections: a connection to a server that
+    is just being started again could get the server's own port, and keep it from listening.
+    """
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 async def eventually(
@@ -418,6 +424,7 @@ class Site:
 
         async def enough() -> bool:
             for one in self.replicas.values():
+                assert one.running, f"replica {one.name} ended\n{one.written()[-2000:]}"
                 if not one.listed:
                     await anyio.to_thread.run_sync(one.is_ready)
             return sum(1 for one in self.replicas.values() if one.listed) >= count
@@ -485,6 +492,7 @@ class Ledger:
         self._site = site
         self._verdict = verdict
         self.turns: list[Turn] = []
+        self.asked: set[str] = set()
         self.acknowledged: dict[str, str] = {}
         self.resolved: Counter[str] = Counter()
 
@@ -523,7 +531,7 @@ class Ledger:
                 async for event in stream:
                     turn.note(event)
         except openai.APIStatusError as error:
-            if error.status_code == 404 and turn.id and not turn.held.is_set():
+            if error.status_code == 404 and turn.id:
                 turn.ended = "unheld"  # a plain turn dies with its replica
             elif error.status_code < 500 or not turn.id:
                 turn.ended, turn.code = "refused", str(error.code)
@@ -634,6 +642,7 @@ class Ledger:
     ) -> int:
         """Decide an approval; return the status, 0 without an answer."""
         word = json.loads(approval["arguments"])["title"]
+        self.asked.add(word)
         decision = self._verdict(word)
         status = await vote(at or self._site.any(), approval, decision, key=key)
         if status == 200:
@@ -661,11 +670,7 @@ class Ledger:
     async def _faults(self, turn: Turn, executed: int, counted: Counter[str]) -> list[str]:
         if not turn.ended:
             return ["I3: it never ended"]
-        faults = []
-        if turn.numbers != list(range(len(turn.numbers))):
-            faults.append("I3: its events have gaps or repeats")
-        if turn.ended == "refused" and turn.code not in STORE | {""}:
-            faults.append("I3: refused for no reason that was expected")
+        faults = self._stream_faults(turn)
         if turn.ended in ("refused", "unheld") or turn.code in STORE:
             return faults + (["I2: executed although nobody approved"] if executed else [])
         answer = await self.get(f"/responses/{turn.id}", key="caller")
@@ -684,6 +689,16 @@ class Ledger:
         if status not in ("approved", "denied"):
             faults.append(f"I1: its approval is {status}")
         return faults + self._outcome(turn, status, executed)
+
+    def _stream_faults(self, turn: Turn) -> list[str]:
+        faults = []
+        if turn.numbers != list(range(len(turn.numbers))):
+            faults.append("I3: its events have gaps or repeats")
+        if turn.ended == "unheld" and turn.word in self.asked:
+            faults.append("I1: its approval was shown to an approver, and it is gone")
+        if turn.ended == "refused" and turn.code not in STORE | {""}:
+            faults.append("I3: refused for no reason that was expected")
+        return faults
 
     def _outcome(self, turn: Turn, status: str, executed: int) -> list[str]:
         if status == "denied" and executed:
