@@ -211,6 +211,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         catalog=catalog,
         judge=judge,
         pinning=pinning,
+        refusals=refusals,
     )
     legs = Legs(upstream=upstream, secrets=secrets, upstreams=upstreams, meter=meter)
     settlement = Settlement(approvals=stores.approvals, judge=judge, pinning=pinning, meter=meter)
@@ -221,6 +222,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         approvals=stores.approvals,
         jobs=stores.jobs,
         outbox=stores.outbox,
+        audit=stores.audit,
         meter=meter,
         lease=lease,
         version=settings.version,
@@ -329,9 +331,11 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         catalog=catalog,
         bounds=bounds,
     )
-    resumption = Resumption(turns=stores.turns, approvals=stores.approvals, records=records)
+    resumption = Resumption(
+        turns=stores.turns, approvals=stores.approvals, records=records, refusals=refusals
+    )
     conversations = ConversationService(
-        turns=stores.turns, upstream=upstream, catalog=catalog, bounds=bounds
+        turns=stores.turns, upstream=upstream, catalog=catalog, bounds=bounds, refusals=refusals
     )
     approvals = ApprovalService(
         grants=grants,

@@ -578,6 +578,29 @@ def refuse_smuggled_items(items: Sequence[Item]) -> None:
             _refuse_smuggled(item.raw, f"input[{index}]")
 
 
+class _Acknowledging(msgspec.Struct):
+    acknowledged_safety_checks: Any = None
+
+
+def refuse_acknowledgements(items: Sequence[Item], *, name: str = "input") -> None:
+    """Refuse to pass on that a safety check was seen: nobody can approve one yet (APPR-12).
+
+    Raises:
+        Forbidden: An item acknowledges one, whatever its type says.
+    """
+    for index, item in enumerate(items):
+        data = bytes(item.raw)
+        # An escape could spell the name in another way.
+        if b"acknowledged_safety_checks" not in data and b"\\u" not in data:
+            continue
+        if msgspec.json.decode(data, type=_Acknowledging).acknowledged_safety_checks:
+            raise Forbidden(
+                "Safety checks of computer use cannot be acknowledged: nobody has approved them.",
+                code="safety_check_not_approved",
+                param=f"{name}[{index}].acknowledged_safety_checks",
+            )
+
+
 _TEXTS = frozenset({"input", "tools", "instructions", "metadata", "text", "prompt"})
 
 

@@ -380,8 +380,6 @@ class NativeAnswers:
             reason=response.reason,
         )
         if result.problem == "expired" and approval.by == "caller":
-            return  # too late, but the upstream must still be answered, with the true cause
-        if result.problem == "expired" and approval.by == "caller":
             return  # too late to count; the model is told so, or the chain could never go on
         if result.problem is not None:
             raise vote_error(result.problem, result.approval)

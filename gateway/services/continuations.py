@@ -358,10 +358,13 @@ class Continuations:
             await self._endings.close(await self._endings.record(turn, error), error)
 
     async def _close(self, batch: Batch) -> None:
-        """End the stream of a turn whose worker died when all else was done."""
+        """Tell of a turn whose worker died when all else was done, and end its stream."""
         turn = await self._turns.read(batch.tenant, batch.turn_id)
-        if turn is not None and turn.head.status not in RUNNING:
-            await self._endings.close(turn)
+        if turn is None or turn.head.status in RUNNING:
+            return
+        if turn.head.last_leg == batch.next_response_id:
+            await self._tell(batch, "completed", turn.head.last_leg)
+        await self._endings.close(turn)
 
     async def _tell(self, batch: Batch, event: str, occurrence: str) -> None:
         told = {"object": "response", "batch": batch.id, "status": event}

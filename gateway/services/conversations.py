@@ -9,11 +9,12 @@ from gateway.domain.documents import Document, encode, parse_document
 from gateway.domain.errors import BadRequest, Forbidden, NotFound
 from gateway.domain.ports import Turn, TurnHead, TurnStore, UpstreamClient
 from gateway.domain.requests import Bounds, parse_input
-from gateway.domain.tools import refuse_smuggled_items
+from gateway.domain.tools import refuse_acknowledgements, refuse_smuggled_items
 from gateway.domain.turns import text_field
 from gateway.services.callers import Caller, owned
 from gateway.services.preparation import Catalog
 from gateway.services.records import Answer
+from gateway.services.refusals import Refusals
 
 _MCP = frozenset({"mcp_approval_request", "mcp_approval_response", "mcp_call", "mcp_list_tools"})
 _ID = re.compile(r"[\w-]{1,128}")
@@ -23,8 +24,15 @@ class ConversationService:
     """The Conversations API of the upstream, for conversations that the caller began."""
 
     def __init__(
-        self, *, turns: TurnStore, upstream: UpstreamClient, catalog: Catalog, bounds: Bounds
+        self,
+        *,
+        turns: TurnStore,
+        upstream: UpstreamClient,
+        catalog: Catalog,
+        bounds: Bounds,
+        refusals: Refusals,
     ) -> None:
+        self._refusals = refusals
         self._turns = turns
         self._upstream = upstream
         self._catalog = catalog
@@ -37,7 +45,7 @@ class ConversationService:
                 "Conversations are not available to a stateless tenant.",
                 code="conversation_not_supported",
             )
-        self._check(document)
+        await self._check(caller, document)
         upstream = self._catalog.default_upstream
         answer = await self._upstream.send(
             upstream, "POST", "/conversations", body=encode(document)
@@ -77,7 +85,7 @@ class ConversationService:
         if any(not _ID.fullmatch(part) for part in rest.split("/") if part):
             raise NotFound("There is no such item.", param="item_id")
         if document is not None:
-            self._check(document)
+            await self._check(caller, document)
         answer = await self._upstream.send(
             head.upstream,
             method,
@@ -89,16 +97,18 @@ class ConversationService:
             await self._turns.delete(caller.tenant.id, head.id)
         return Answer(headers=answer.headers, body=answer.body)
 
-    def _check(self, document: Document) -> None:
+    async def _check(self, caller: Caller, document: Document) -> None:
         """Refuse items that could authorize a tool: those come from upstreams only."""
         items = parse_input(
             {"input": document["items"]} if "items" in document else {}, self._bounds
         )
         refuse_smuggled_items(items)
-        for index, item in enumerate(items):
-            if item.type in _MCP:
-                raise Forbidden(
-                    f"An {item.type} item cannot be added to a conversation.",
-                    code="forged_item",
-                    param=f"items[{index}]",
-                )
+        async with self._refusals.noted(caller, "", tried="send"):
+            refuse_acknowledgements(items, name="items")
+            for index, item in enumerate(items):
+                if item.type in _MCP:
+                    raise Forbidden(
+                        f"An {item.type} item cannot be added to a conversation.",
+                        code="forged_item",
+                        param=f"items[{index}]",
+                    )

@@ -102,7 +102,11 @@ class Judge:
             return QUARANTINED
         if attachment.offered is not None and call.tool not in attachment.offered:
             return NOT_OFFERED
-        ruling = _checked(ruling, call, attachment)
+        fault = _fault(call, attachment)
+        if fault is not None:
+            ruling = _doubted(ruling, fault)
+            if not again:
+                await self._policy.report(call, ruling, [f"pin: {fault}"])
         if ruling.effect is Effect.ALLOW and attachment.tightens(call.tool):
             return BY_CALLER
         return ruling
@@ -144,14 +148,16 @@ class Judge:
         return approval
 
 
-def _checked(ruling: Ruling, call: Call, attachment: Attachment) -> Ruling:
-    """Hold a call against the pinned input schema: a fault is shown, and never allowed unseen."""
+def _fault(call: Call, attachment: Attachment) -> str | None:
+    """Hold a call against the pinned input schema."""
     pin = attachment.pins.pins.get(call.tool)
     if pin is None or pin.trusted is None:
-        return ruling
-    fault = arguments_fault(call.arguments, pin.trusted.input_schema)
-    if fault is None:
-        return ruling
+        return None
+    return arguments_fault(call.arguments, pin.trusted.input_schema)
+
+
+def _doubted(ruling: Ruling, fault: str) -> Ruling:
+    """Show a fault to a person: what has one is never allowed unseen."""
     return replace(
         ruling,
         effect=Effect.ASK,

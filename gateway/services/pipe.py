@@ -42,6 +42,7 @@ from gateway.domain.errors import (
 from gateway.domain.history import Kept, ids_of, pack
 from gateway.domain.ports import (
     ApprovalStore,
+    AuditLog,
     ByteStream,
     Job,
     JobQueue,
@@ -68,6 +69,9 @@ logger = logging.getLogger("gateway.turns")
 
 READ_ON = 0.1
 """Seconds that the end of an upstream's body may take after its terminal event."""
+
+LONGEST_NAME = 200
+"""Characters of an upstream's name for something that go on record."""
 
 LOOK_LATER = 3
 """Leases after which a worker looks whether a turn that was to be held has its batch."""
@@ -128,6 +132,7 @@ class Pipe:
         approvals: ApprovalStore,
         jobs: JobQueue,
         outbox: Outbox,
+        audit: AuditLog,
         meter: Meter,
         lease: float = LEASE,
         version: str = "",
@@ -136,6 +141,7 @@ class Pipe:
         self._version = version
         self._jobs = jobs
         self._outbox = outbox
+        self._audit = audit
         self._legs = legs
         self._settlement = settlement
         self._turns = turns
@@ -402,7 +408,7 @@ class Pipe:
         batch, running.batch = running.batch, None
         locked = isinstance(error, ReceiptMismatch)
         try:
-            if locked:
+            if isinstance(error, ReceiptMismatch):
                 await self.lock(running, error)
             if batch is not None:
                 await self._finish(running, batch, batch_after(running, error))
@@ -413,13 +419,26 @@ class Pipe:
         if not running.held and not locked:
             self._ended(running, "error", code=error.code)
 
-    async def lock(self, running: Running, error: GatewayError) -> None:
-        """Tell of a call that nobody approved, and let no turn go on from it (APPR-7).
+    async def lock(self, running: Running, error: ReceiptMismatch) -> None:
+        """Put a call that nobody approved on record, and let no turn go on from it (APPR-7).
 
         The turn itself is no parent any more; a conversation would hold what it did, so it is
         locked as well.
         """
         state = running.state
+        await self._audit.note(
+            state.tenant,
+            "approval.receipt_mismatch",
+            actor="gateway",
+            subject=error.approval_id or state.turn_id,
+            detail={
+                "response_id": state.turn_id,
+                "upstream_response_id": state.last_leg,
+                "server_label": error.server[:LONGEST_NAME],
+                "tool": error.tool[:LONGEST_NAME],
+                "upstream_request_id": running.upstream_request,
+            },
+        )
         told = {"object": "response", "status": "failed", "code": error.code}
         await self._outbox.emit(
             state.tenant,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -113,15 +113,19 @@ class Policy:
         self._meter.ruling(rule=ruling.rule.partition(":")[0], effect=ruling.effect.value)
         for rule in ruling.matched:
             self._hits[call.tenant, rule] += 1
-        for error in ruling.errors:
-            self._meter.rule_error(error.partition(":")[0])
-            logger.warning("a rule has no answer", extra={"rule": error, **_named(call)})
         if ruling.errors:
-            detail = {"effect": ruling.effect.value, "errors": list(ruling.errors)}
-            await self._note(call, "policy.error", ruling, detail)
+            await self.report(call, ruling, ruling.errors)
         if ruling.shadow is not None:
             await self._report_shadow(call, ruling, ruling.shadow)
         return ruling
+
+    async def report(self, call: Call, ruling: Ruling, errors: Sequence[str]) -> None:
+        """Put on record why a call could not be judged, as `<rule>: <why>`, and what follows."""
+        for error in errors:
+            self._meter.rule_error(error.partition(":")[0])
+            logger.warning("a rule has no answer", extra={"rule": error, **_named(call)})
+        detail = {"effect": ruling.effect.value, "errors": list(errors)}
+        await self._note(call, "policy.error", ruling, detail)
 
     async def rejudge(self, call: Call) -> Ruling:
         """Decide a call that was decided before, without counting it again."""

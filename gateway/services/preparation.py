@@ -39,6 +39,7 @@ from gateway.domain.tools import (
     Attachment,
     Tools,
     attach,
+    refuse_acknowledgements,
     refuse_smuggled_fields,
     refuse_smuggled_items,
 )
@@ -53,6 +54,7 @@ from gateway.services.answers import (
 from gateway.services.callers import Caller, owned, previous_not_found
 from gateway.services.judgement import Judge
 from gateway.services.pins import Pinning
+from gateway.services.refusals import Refusals
 
 _OWN_FIELDS = ("input", "tools", "stream", "previous_response_id", "store", "include")
 _PASSED_HEADERS = ("openai-beta", "x-client-request-id", "x-ms-client-request-id", "traceparent")
@@ -97,12 +99,14 @@ class Preparation:
         catalog: Catalog,
         judge: Judge,
         pinning: Pinning,
+        refusals: Refusals,
     ) -> None:
         self._turns = turns
         self._answers = answers
         self._catalog = catalog
         self._judge = judge
         self._pinning = pinning
+        self._refusals = refusals
 
     async def prepare(self, caller: Caller, request: CreateRequest) -> Prepared:
         """Admit and prepare a create request.
@@ -162,7 +166,9 @@ class Preparation:
         state: TurnState,
         tools: Tools,
     ) -> Prepared:
-        items, known = await self._own_items(caller, request.items, state)
+        async with self._refusals.noted(caller, "", tried="send"):
+            refuse_acknowledgements(request.items)
+            items, known = await self._own_items(caller, request.items, state)
         items = await self._answers.history(
             caller, items, known, end_user=state.end_user, parent=parent
         )

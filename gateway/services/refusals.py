@@ -7,14 +7,14 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from gateway.domain.errors import Conflict, Forbidden, GatewayError, Gone
+from gateway.domain.errors import Conflict, Forbidden, GatewayError, Gone, Unprocessable
 from gateway.domain.ports import AuditLog
 from gateway.services.callers import Caller
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_REFUSED = (Forbidden, Conflict, Gone)
+_REFUSED = (Forbidden, Conflict, Gone, Unprocessable)
 
 
 class Refusals:
@@ -31,7 +31,7 @@ class Refusals:
 
         Args:
             subject: The approval that was to be decided, or "".
-            also: Errors that are refusals here, besides 403, 409 and 410.
+            also: Errors that are refusals here, besides 403, 409, 410 and 422.
             detail: What was tried: ids and verdicts.
         """
         refused: tuple[type[GatewayError], ...] = (*_REFUSED, *also)

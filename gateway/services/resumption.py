@@ -12,6 +12,7 @@ from gateway.domain.ports import ApprovalStore, TurnHead, TurnStore
 from gateway.services.answers import refusal
 from gateway.services.callers import Caller, owned, response_not_found
 from gateway.services.records import Answer, Records
+from gateway.services.refusals import Refusals
 
 logger = logging.getLogger("gateway.approvals")
 
@@ -23,7 +24,15 @@ _REASON = "The turn was taken back by a person."
 class Resumption:
     """Retries or rewinds turns."""
 
-    def __init__(self, *, turns: TurnStore, approvals: ApprovalStore, records: Records) -> None:
+    def __init__(
+        self,
+        *,
+        turns: TurnStore,
+        approvals: ApprovalStore,
+        records: Records,
+        refusals: Refusals,
+    ) -> None:
+        self._refusals = refusals
         self._turns = turns
         self._approvals = approvals
         self._records = records
@@ -45,6 +54,10 @@ class Resumption:
             Forbidden: `not_an_approver`, `self_approval`.
             Conflict: `not_indeterminate`, `already_continued`.
         """
+        async with self._refusals.noted(caller, response_id, tried=action):
+            return await self._choose(caller, response_id, action, once)
+
+    async def _choose(self, caller: Caller, response_id: str, action: Action, once: str) -> Answer:
         head = await self._turns.head(caller.tenant.id, response_id)
         batch = None
         if head is not None and head.batch:

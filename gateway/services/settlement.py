@@ -44,11 +44,20 @@ logger = logging.getLogger("gateway.approvals")
 
 
 class ReceiptMismatch(GatewayError):
-    """A tool ran that nobody approved, or not as it was approved (APPR-7)."""
+    """A tool ran that nobody approved, or not as it was approved (APPR-7).
+
+    Attributes:
+        server, tool: What ran, as the upstream says.
+        approval_id: The approval that the call names, or "" where it names none of this batch.
+    """
 
     status_code = 502
     type = "upstream_error"
     default_code = "receipt_mismatch"
+
+    def __init__(self, *, server: str, tool: str, approval_id: str) -> None:
+        super().__init__(f"The upstream ran a tool of '{server}' that was not approved.")
+        self.server, self.tool, self.approval_id = server, tool, approval_id
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,10 +160,11 @@ class Settlement:
             self._pinning.ran(state.tenant, state.turn_id, seen.ran)
 
     def _check_receipts(self, running: Running, result: LegResult) -> None:
-        approved = {
+        answered = {
             approval.request_id: approval
             for approval in (running.batch.approvals if running.batch else ())
         }
+        approved = dict(answered)
         for item in result.output:
             if not is_type(item, "mcp_call"):
                 continue
@@ -165,8 +175,11 @@ class Settlement:
                     extra={"turn": running.state.turn_id, "server": call.server_label},
                 )
                 self._meter.approval(server=call.server_label, outcome="receipt_mismatch")
+                named = answered.get(call.approval_request_id or "")
                 raise ReceiptMismatch(
-                    f"The upstream ran a tool of '{call.server_label}' that was not approved."
+                    server=call.server_label,
+                    tool=call.name,
+                    approval_id=named.id if named else "",
                 )
 
     def _fits(self, running: Running, call: _Call, approved: dict[str, Approval]) -> bool:
