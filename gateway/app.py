@@ -379,6 +379,8 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
                 wake=stores.wake,
                 servers=list(servers.values()),
                 pins=pins,
+                policy=policy,
+                grants=grants,
                 playground=_playground(settings),
             ),
         ),

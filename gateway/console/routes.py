@@ -10,11 +10,14 @@ from litestar.params import FromPath
 from litestar.types import Message, Scope
 
 from gateway.console.approval import approval_room
+from gateway.console.audit import audit_room
 from gateway.console.desk import PATH, Desk, Page, Room, error_handlers
 from gateway.console.entry import entry
+from gateway.console.grants import grants_room
 from gateway.console.inbox import inbox
 from gateway.console.live import live
 from gateway.console.playground import Playground, playground
+from gateway.console.rules import rules_room
 from gateway.console.servers import servers_room
 from gateway.console.sessions import Sessions
 from gateway.console.turns import turns
@@ -24,8 +27,10 @@ from gateway.domain.ports import Wake
 from gateway.domain.registry import McpServer
 from gateway.services.approvals import ApprovalService
 from gateway.services.audit import AuditService
+from gateway.services.grants import Grants
 from gateway.services.overview import Overview
 from gateway.services.pins import PinService
+from gateway.services.policy import Policy
 from gateway.web.answers import Pace
 from gateway.web.doors import Doors
 
@@ -33,6 +38,9 @@ _LARGEST_FORM = 64 * 1024
 _INBOX = Room("inbox", PATH, "Inbox")
 _TURNS = Room("turns", f"{PATH}/turns", "Turns")
 _SERVERS = Room("servers", f"{PATH}/servers", "Servers", (Role.APPROVER, Role.AUDITOR))
+_RULES = Room("rules", f"{PATH}/rules", "Rules", (Role.AUDITOR, Role.APPROVER))
+_GRANTS = Room("grants", f"{PATH}/grants", "Grants", (Role.APPROVER, Role.AUDITOR))
+_AUDIT = Room("audit", f"{PATH}/audit", "Audit", (Role.AUDITOR,))
 _PLAYGROUND = Room("playground", f"{PATH}/playground", "Playground", (Role.CALLER,))
 
 
@@ -50,12 +58,14 @@ class Services:
     wake: Wake
     servers: Sequence[McpServer]
     pins: PinService
+    policy: Policy
+    grants: Grants
     playground: Playground | None = None
 
 
 def console_router(doors: Doors, sessions: Sessions, pace: Pace, services: Services) -> Router:
     """The doors to the console, under `/console`."""
-    rooms = [_INBOX, _TURNS, _SERVERS]
+    rooms = [_INBOX, _TURNS, _SERVERS, _RULES, _GRANTS, _AUDIT]
     if services.playground is not None:
         rooms.append(_PLAYGROUND)
     desk = Desk(doors, sessions, rooms)
@@ -82,6 +92,9 @@ def console_router(doors: Doors, sessions: Sessions, pace: Pace, services: Servi
             *approval_room(desk, services.approvals, services.overview, services.audit),
             *turns(desk, services.overview),
             *servers_room(desk, services.servers, services.pins),
+            *rules_room(desk, services.policy, services.pins),
+            *grants_room(desk, services.grants),
+            *audit_room(desk, services.audit),
             *live(desk, services.wake, pace),
             *chat,
             asset,

@@ -101,6 +101,7 @@ class Policy:
         self._meter = meter
         self._audit = audit
         self._hits: Counter[tuple[str, str]] = Counter()
+        self._turned: Counter[tuple[str, str, Effect, Effect]] = Counter()
 
     async def judge(self, call: Call) -> Ruling:
         """Decide a call that is to be made, and report the ruling.
@@ -158,6 +159,17 @@ class Policy:
             if _concerns(rule, tenant)
         ]
 
+    def turned(self, tenant: Tenant) -> dict[str, dict[tuple[Effect, Effect], int]]:
+        """How often shadow rules would have changed a ruling here, by the rule that would have.
+
+        The keys inside are the effect that was, and the one that would have been.
+        """
+        found: dict[str, dict[tuple[Effect, Effect], int]] = {}
+        for (owner, rule, was, would), count in self._turned.items():
+            if owner == tenant.id:
+                found.setdefault(rule, {})[was, would] = count
+        return found
+
     @property
     def engine(self) -> str | None:
         """The kind of the engine beside the rules."""
@@ -191,7 +203,9 @@ class Policy:
 
     async def _report_shadow(self, call: Call, effective: Ruling, shadow: Ruling) -> None:
         effects = {"effective": effective.effect.value, "shadow": shadow.effect.value}
-        self._meter.shadow_decision(rule=shadow.rule.partition(":")[0], **effects)
+        rule = shadow.rule.partition(":")[0]
+        self._meter.shadow_decision(rule=rule, **effects)
+        self._turned[call.tenant, rule, effective.effect, shadow.effect] += 1
         detail = {"rule": shadow.rule, **effects}
         logger.info("policy.shadow_decision", extra={**detail, **_named(call)})
         await self._note(call, "policy.shadow_decision", effective, detail)

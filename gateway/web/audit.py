@@ -65,12 +65,12 @@ def audit_router(doors: Doors, audit: AuditService) -> Router:
     async def export_audit(request: AnyRequest) -> ASGIApp:
         """Stream the whole chain as JSON lines; its last line is a signed checkpoint."""
         caller = doors.caller(request, Role.AUDITOR)
-        return _Lines(await audit.export(caller), {"gateway-request-id": caller.request_id})
+        return Lines(await audit.export(caller), {"gateway-request-id": caller.request_id})
 
     return Router(path="/", route_handlers=[list_audit, verify_audit, export_audit])
 
 
-class _Lines:
+class Lines:
     """JSON lines, page by page, until the client leaves.
 
     A page that cannot be read breaks the connection: an export without its last line is known as
@@ -117,10 +117,16 @@ async def _left(receive: Receive) -> None:
 
 
 def _moment(query: MultiDict[str], name: str) -> int | None:
-    """Read a time: seconds since the epoch, or RFC 3339 with its offset; milliseconds."""
     text = query.get(name)
-    if text is None:
-        return None
+    return None if text is None else moment_of(text, name)
+
+
+def moment_of(text: str, name: str) -> int:
+    """Read a time: seconds since the epoch, or RFC 3339 with its offset; milliseconds.
+
+    Raises:
+        BadRequest: It is neither; names the parameter.
+    """
     try:
         moment = datetime.fromisoformat(text) if "-" in text else None
         seconds = float(text) if moment is None else moment.timestamp()

@@ -85,6 +85,14 @@ def ticket_of(page: str) -> str:
     return unescape(found.group(1))
 
 
+def ticket_in(page: str, action: str) -> str:
+    """The ticket in the form that is sent there."""
+    form = page[page.index(f'action="{action}') :]
+    found = re.search(r'name="ticket" value="([^"]+)"', form)
+    assert found
+    return unescape(found.group(1))
+
+
 @pytest.fixture
 async def browser(gateway: Gateway) -> AsyncIterator[Open]:
     """Opens browsers on a gateway, the usual one by default."""

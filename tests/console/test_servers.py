@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterator
-from html import unescape
 
 import pytest
 
-from tests.console.conftest import Browser, Open
+from tests.console.conftest import Browser, Open, ticket_in
 from tests.console.test_console import assert_safe, inline_scripts
 from tests.support.approvals import create, tenancy
 from tests.support.mcp import Server, mcp_server
@@ -55,10 +54,7 @@ async def link(visitor: Browser, tool: str) -> str:
 
 
 def ticket(page: str) -> str:
-    form = page[page.index('/word"') :]
-    found = re.search(r'name="ticket" value="([^"]+)"', form)
-    assert found
-    return unescape(found.group(1))
+    return ticket_in(page, "/console/pins/")
 
 
 @pytest.mark.covers("MCP-3")
