@@ -367,7 +367,8 @@ class Pipe:
                     trace=tuple(state.trace),
                 ),
                 items=pack(state.items) if state.keep else b"",
-                response=running.scrubber.scrub(encode(shown)) if served else b"",
+                # One whose caller is asked is shown to who chooses for it (APPR-5).
+                response=running.scrubber.scrub(encode(shown)) if served or batch else b"",
                 item_ids=ids_of(state.items) if state.keep else (),
             ),
             ttl=running.tenant.ttl if state.keep or not ends else UNKEPT_TTL,

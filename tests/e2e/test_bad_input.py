@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import anyio
 import pytest
 
 from tests.support.approvals import (
@@ -22,20 +21,7 @@ from tests.support.approvals import (
     vote,
 )
 from tests.support.stack import Gateway, Stack
-
-REFUSED = "approval.refused"
-
-
-async def told(gateway: Gateway, event: str = REFUSED) -> Any:
-    """Wait for the one entry of the audit about an event."""
-    async with gateway.http("auditor") as client:
-        with anyio.fail_after(10):
-            while True:
-                found = (await client.get("/v1/audit", params={"event": event})).json()["data"]
-                if found:
-                    (entry,) = found
-                    return entry
-                await anyio.sleep(0.02)
+from tests.support.told import noted
 
 
 def asks(**approval: Any) -> list[dict[str, Any]]:
@@ -66,7 +52,7 @@ async def test_a_stale_fingerprint(stack: Stack) -> None:
         before, approval = await held(gateway), await held(gateway)
         answer = await vote(gateway, {**approval, "fingerprint": before["fingerprint"]})
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "fingerprint_mismatch")
-        entry = await told(gateway)
+        entry = await noted(gateway, "approval.refused")
         assert entry["detail"]["code"] == "fingerprint_mismatch"
         assert (entry["actor"], entry["subject"]) == ("subject:user:ann", approval["id"])
         await nothing_ran(gateway, stack, approval)
@@ -90,7 +76,7 @@ async def test_changed_arguments(stack: Stack) -> None:
         history = [{"role": "user", "content": text}, *first["output"][:-1], altered, answer]
         status, error = await refused(gateway, history, tools=[tool], store=False)
         assert (status, error["code"]) == (403, "forged_item")
-        entry = await told(gateway)
+        entry = await noted(gateway, "approval.refused")
         assert entry["actor"] == "subject:svc:caller"
         assert (entry["detail"]["code"], entry["detail"]["tried"]) == ("forged_item", "send")
         assert word not in json.dumps(entry)
@@ -104,7 +90,7 @@ async def test_items_for_a_conversation_that_would_authorize(stack: Stack) -> No
         async with gateway.http() as client:
             answer = await client.post("/v1/conversations", json={"items": [item]})
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forged_item")
-        assert (await told(gateway))["detail"]["code"] == "forged_item"
+        assert (await noted(gateway, "approval.refused"))["detail"]["code"] == "forged_item"
 
 
 @pytest.mark.covers("APPR-6", "APPR-11")
@@ -114,7 +100,7 @@ async def test_a_decision_after_expiry(stack: Stack) -> None:
         await settled(gateway, approval["response_id"])
         answer = await vote(gateway, approval)
         assert (answer.status_code, answer.json()["error"]["code"]) == (410, "expired")
-        entry = await told(gateway)
+        entry = await noted(gateway, "approval.refused")
         assert (entry["detail"]["code"], entry["actor"]) == ("expired", "subject:user:ann")
         await nothing_ran(gateway, stack, approval)
 
@@ -128,7 +114,7 @@ async def test_self_approval_by_a_second_key_of_the_same_subject(stack: Stack) -
         approval = await held(gateway, key="second")
         answer = await vote(gateway, approval, key="approver")
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "self_approval")
-        entry = await told(gateway)
+        entry = await noted(gateway, "approval.refused")
         assert entry["detail"]["code"] == "self_approval"
         assert (entry["actor"], entry["detail"]["key"]) == ("subject:user:bob", "approver")
         await nothing_ran(gateway, stack, approval)
@@ -146,7 +132,7 @@ async def test_an_approver_who_was_removed_meanwhile(stack: Stack) -> None:
     with stack.gateway(rules=rules, **sections) as gateway:
         answer = await vote(gateway, approval)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "not_an_approver")
-        entry = await told(gateway)
+        entry = await noted(gateway, "approval.refused")
         assert (entry["detail"]["code"], entry["actor"]) == ("not_an_approver", "subject:user:ann")
         await nothing_ran(gateway, stack, approval)
 
@@ -157,7 +143,7 @@ async def test_a_decision_without_its_reason(stack: Stack) -> None:
         approval = await held(gateway)
         answer = await vote(gateway, approval)
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "reason_required")
-        assert (await told(gateway))["detail"]["code"] == "reason_required"
+        assert (await noted(gateway, "approval.refused"))["detail"]["code"] == "reason_required"
         await nothing_ran(gateway, stack, approval)
 
 
@@ -169,7 +155,7 @@ async def test_a_choice_for_a_turn_that_is_not_in_doubt(stack: Stack) -> None:
         async with gateway.http("approver") as client:
             answer = await client.post(path, json={"action": "retry"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "not_indeterminate")
-        entry = await told(gateway)
+        entry = await noted(gateway, "approval.refused")
         assert entry["subject"] == approval["response_id"]
         assert (entry["detail"]["code"], entry["detail"]["tried"]) == ("not_indeterminate", "retry")
         await nothing_ran(gateway, stack, approval)
@@ -195,7 +181,9 @@ async def test_a_safety_check_that_nobody_approved(stack: Stack, escaped: bool) 
         error = answer.json()["error"]
         assert (answer.status_code, error["code"]) == (403, "safety_check_not_approved")
         assert error["param"] == "input[0].acknowledged_safety_checks"
-        assert (await told(gateway))["detail"]["code"] == "safety_check_not_approved"
+        assert (await noted(gateway, "approval.refused"))["detail"][
+            "code"
+        ] == "safety_check_not_approved"
         # Without an acknowledgement, or in words alone, it is for the upstream to judge.
         other = {**output, "call_id": marker(), "acknowledged_safety_checks": []}
         none = await create(gateway, [other], tools=())

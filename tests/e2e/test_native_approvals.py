@@ -420,3 +420,56 @@ async def test_an_answer_does_not_move_to_another_server(stack: Stack) -> None:
         assert "changed before a decision" in text_of(answer.json())
         assert (await sent(stack, requests_of(first)[0]["id"]))[-1]["input"][0]["approve"] is False
     assert await executed(stack, word) == []
+
+
+async def _choose(gateway: Gateway, id_: str, action: str, key: str = "caller") -> tuple[int, Any]:
+    async with gateway.http(key) as client:
+        answer = await client.post(f"/v1/responses/{id_}/continue", json={"action": action})
+    return answer.status_code, (answer.json().get("error") or {}).get("code")
+
+
+@pytest.mark.covers("APPR-5")
+@pytest.mark.parametrize("store", [True, False], ids=["stored", "stateless"])
+async def test_a_lost_answer_is_sent_again_when_its_caller_says_so(
+    native: Gateway, stack: Stack, store: bool
+) -> None:
+    word = marker()
+    text = f"/fault 500 on=approval times=1\n{issue(word)}"
+    first = (await create(native, text, store=store)).json()
+    body = {"previous_response_id": first["id"], "store": store}
+    item = [reply(requests_of(first)[0])]
+    assert await _choose(native, first["id"], "retry") == (409, "not_indeterminate")
+    assert (await create(native, item, **body)).status_code == 500
+    status, error = await refused(native, item, **body)
+    assert (status, error["code"]) == (409, "already_continued")
+    assert await _choose(native, first["id"], "retry", "second") == (403, "not_an_approver")
+    assert await _choose(native, first["id"], "retry", "other") == (404, "response_not_found")
+    assert await _choose(native, first["id"], "retry") == (200, None)
+    answer = await create(native, item, **body)
+    assert output_types(answer.json()).count("mcp_call") == 1, answer.text
+    assert len(await executed(stack, word)) == 1
+    assert await _choose(native, first["id"], "retry") == (409, "already_continued")
+    status, error = await refused(native, item, **body)
+    assert (status, error["code"]) == (409, "already_continued")
+
+
+@pytest.mark.covers("APPR-5")
+@pytest.mark.parametrize("store", [True, False], ids=["stored", "stateless"])
+async def test_a_lost_answer_is_taken_back_when_its_caller_says_so(
+    native: Gateway, stack: Stack, store: bool
+) -> None:
+    word = marker()
+    before = (await create(native, "/echo before", store=store)).json()
+    text = f"/fault 500 on=approval times=1\n{issue(word)}"
+    first = (await create(native, text, previous_response_id=before["id"], store=store)).json()
+    body = {"previous_response_id": first["id"], "store": store}
+    item = [reply(requests_of(first)[0])]
+    assert (await create(native, item, **body)).status_code == 500
+    assert await _choose(native, first["id"], "rewind") == (200, None)
+    for again in (item, "/echo on"):
+        status, error = await refused(native, again, **body)
+        assert status == 409, error
+    assert await _choose(native, first["id"], "retry") == (409, "already_continued")
+    after = await create(native, "/recall", previous_response_id=before["id"], store=store)
+    assert "mcp calls: 0" in after.text
+    assert await executed(stack, word) == []

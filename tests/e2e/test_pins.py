@@ -27,7 +27,9 @@ from tests.support.approvals import (
     vote,
 )
 from tests.support.mcp import Server, mcp_server
+from tests.support.provider import provider
 from tests.support.stack import Gateway, Stack
+from tests.support.told import hooked, noted, taking, told
 
 pytestmark = [pytest.mark.anyio, pytest.mark.covers("MCP-5")]
 
@@ -238,6 +240,39 @@ async def test_an_approval_of_the_old_definition_does_not_stand_after_the_new_on
     assert await server.calls() == []
 
 
+@pytest.mark.covers("APPR-7", "APPR-9", "APPR-11")
+async def test_a_tool_that_drifts_while_its_approval_waits_is_told_to_everybody(
+    stack: Stack, server: Server
+) -> None:
+    word = marker()
+    entries = [stack.mcp_server(url=server.url + "/mcp")]
+    async with provider(taking) as receiver:
+        sections = hooked(stack, receiver, mcp_servers=entries, rules=RULES)
+        with stack.gateway(**sections) as gateway:
+            held = await turn(gateway, issue(word))
+            (approval,) = await pending(gateway, word)
+            await server.change("create_issue", description="Create an issue, and tell everybody.")
+            await turn(gateway, "/echo hi")
+
+            ended = await settled(gateway, held["id"])  # nobody has decided: it ends by itself
+            assert "The definition of the tool has changed." in text_of(ended)
+            drifted = await told(receiver, "tool.drifted")
+            assert (drifted["server"], drifted["tool"]) == ("github", "create_issue")
+            assert drifted["status"] == "quarantined"
+            resolved = await told(receiver, "approval.resolved")
+            assert (resolved["id"], resolved["status"]) == (approval["id"], "superseded")
+            assert (await told(receiver, "continuation.completed"))["id"] == held["id"]
+
+            noted_drift = await noted(gateway, "pin.drifted")
+            assert noted_drift["subject"] == "github.create_issue"
+            assert noted_drift["detail"]["pin"] == drifted["id"]
+            outcome = await noted(gateway, "approval.resolved", approval=approval["id"])
+            assert (outcome["outcome"], outcome["approval_id"]) == ("superseded", approval["id"])
+            assert outcome["reason"] == "The definition of the tool has changed."
+    assert "everybody" not in "".join(call.body.decode() for call in receiver.calls)
+    assert await server.calls() == []
+
+
 async def test_strict_pins_run_nothing_that_nobody_accepted(stack: Stack, server: Server) -> None:
     word = marker()
     with running(stack, server, pins="strict", allowed_tools=["search_issues"]) as gateway:
@@ -356,6 +391,10 @@ async def test_a_schema_that_leads_elsewhere_is_not_followed_and_asks(
     assert held["status"] == "in_progress"
     (approval,) = await pending(gateway, word)
     assert "schema_ref_not_allowed" in approval["policy"]["explain"]
+    entry = await noted(gateway, "policy.error")
+    assert entry["subject"] == "github.send_payment"
+    assert entry["detail"]["effect"] == "ask"
+    assert any("schema_ref_not_allowed" in error for error in entry["detail"]["errors"])
     assert not port.visited()
 
 

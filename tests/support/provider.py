@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -203,3 +204,49 @@ def delta(number: int, text: str = "x") -> bytes:
         content_index=0,
         delta=text,
     )
+
+
+Script = Callable[[Call], list[dict[str, Any]]]
+"""Chooses the output of an upstream, item by item."""
+
+
+def saying(script: Script, conversation: str = "") -> Callable[[Call], Awaitable[None]]:
+    """Speak as an upstream with conversations, whose output is what a script says."""
+
+    async def answer(call: Call) -> None:
+        if "/conversations" in call.path:
+            shown = {"id": conversation, "object": "conversation", "created_at": 1}
+            return await call.document(json.dumps(shown).encode())
+        document = response(f"resp_{secrets.token_hex(12)}", output=script(call))
+        if not call.json.get("stream"):
+            return await call.document(json.dumps(document).encode())
+        ending = frame("response.completed", sequence_number=0, response=document)
+        return await call.stream([ending])
+
+    return answer
+
+
+def asked_for(word: str) -> dict[str, Any]:
+    """Write a request for an approval, with a word in its arguments."""
+    return {
+        "id": f"mcpr_{secrets.token_hex(12)}",
+        "type": "mcp_approval_request",
+        "server_label": "github",
+        "name": "create_issue",
+        "arguments": json.dumps({"title": word}),
+    }
+
+
+def ran(request: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Write the call that answers a request as it was approved, or with changes."""
+    return {
+        "id": f"mcp_{secrets.token_hex(12)}",
+        "type": "mcp_call",
+        "server_label": request["server_label"],
+        "name": request["name"],
+        "arguments": request["arguments"],
+        "output": "done",
+        "error": None,
+        "approval_request_id": request["id"],
+        **changes,
+    }
