@@ -45,6 +45,13 @@ def reliability(session: nox.Session) -> None:
 
 
 @nox.session
+def clients(session: nox.Session) -> None:
+    """Install foreign clients and run them against the gateway: docs/compatibility.md."""
+    require = {"GATEWAY_TEST_REQUIRE": "all"}
+    session.run("pytest", "tests/clients", *session.posargs, env=require)
+
+
+@nox.session
 def deploy(session: nox.Session) -> None:
     """Check the Dockerfile and the deployment files, without network."""
     session.run("hadolint", "Dockerfile")

@@ -1,9 +1,12 @@
-"""Foreign clients from the npm registry, pinned and installed once per machine."""
+"""Foreign clients from npm and PyPI: pinned, outside the repository, installed once per machine."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,6 +15,9 @@ import pytest
 from tests.conftest import require
 
 INSTALL_SECONDS = 600
+LOCKS = Path(__file__).with_name("locks")
+
+_QUIET = ["--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1"]
 
 
 def _cache() -> Path:
@@ -23,11 +29,30 @@ def _all_required() -> bool:
     return os.environ.get("GATEWAY_TEST_REQUIRE") == "all"
 
 
-class Npm:
-    """Installs packages outside the repository, each in exactly one version."""
+class Installer:
+    """Runs each installation once, and remembers for the session which ones failed."""
 
     def __init__(self) -> None:
         self._failed: dict[str, str] = {}
+
+    def need(self, wanted: str, place: Path, *commands: list[str], inputs: Path | None) -> None:
+        """Fill a place, or skip; where nothing may be skipped, fail.
+
+        Args:
+            commands: Run one after another, in a fresh directory that becomes the place when it
+                is complete: an interrupted run leaves no half.
+            inputs: A directory whose files the commands find there.
+        """
+        if wanted not in self._failed:
+            self._failed[wanted] = _install(wanted, place, commands, inputs)
+        if reason := self._failed[wanted]:
+            if _all_required():
+                pytest.fail(reason)
+            pytest.skip(reason)
+
+
+class Npm(Installer):
+    """Installs npm packages, each in exactly one version."""
 
     def install(self, package: str, version: str, *, megabytes: int = 0) -> Path:
         """Return the `node_modules` that a package is in.
@@ -38,47 +63,83 @@ class Npm:
         require("node")
         wanted = f"{package}@{version}"
         place = _cache() / wanted.replace("/", "+")
-        modules = place / "node_modules"
-        if modules.is_dir():
-            return modules
-        if megabytes > 100 and not _all_required():
-            pytest.skip(f"{wanted} has {megabytes} MB; GATEWAY_TEST_REQUIRE=all installs it")
-        if wanted not in self._failed:
-            self._failed[wanted] = _install(require("npm"), wanted, modules)
-        if reason := self._failed[wanted]:
-            if _all_required():
-                pytest.fail(reason)
-            pytest.skip(reason)
-        return modules
+        if not (place / "node_modules").is_dir():
+            if megabytes > 100 and not _all_required():
+                pytest.skip(f"{wanted} has {megabytes} MB; GATEWAY_TEST_REQUIRE=all installs it")
+            command = [require("npm"), "install", "--prefix", ".", "--no-save", *_QUIET, wanted]
+            self.need(wanted, place, command, inputs=None)
+        return place / "node_modules"
 
-
-def _install(npm: str, wanted: str, modules: Path) -> str:
-    """Install, and return why that failed."""
-    modules.parent.mkdir(parents=True, exist_ok=True)
-    options = ["--no-audit", "--no-fund", "--no-save", "--ignore-scripts", "--fetch-retries=1"]
-    with tempfile.TemporaryDirectory(dir=modules.parent, prefix=".new-") as fresh:
-        try:
-            done = subprocess.run(
-                [npm, "install", "--prefix", fresh, *options, wanted],
-                cwd=fresh,
-                capture_output=True,
-                text=True,
-                timeout=INSTALL_SECONDS,
+    def locked(self, name: str) -> Path:
+        """Return the `node_modules` of `locks/NAME/package-lock.json`."""
+        require("node")
+        lock = LOCKS / name / "package-lock.json"
+        place = _cache() / f"{name}-{_digest(lock)}"
+        if not (place / "node_modules").is_dir():
+            self.need(
+                name, place, [require("npm"), "ci", "--prefix", ".", *_QUIET], inputs=lock.parent
             )
-        except subprocess.TimeoutExpired:
-            return f"npm did not install {wanted} in {INSTALL_SECONDS} s"
-        if done.returncode != 0:
-            said = [line for line in done.stderr.splitlines() if line.startswith("npm error")]
-            return f"npm cannot install {wanted}: {said[0] if said else done.returncode}"
-        try:  # moved when it is complete: an interrupted run leaves no half
-            Path(fresh, "node_modules").rename(modules)
+        return place / "node_modules"
+
+
+class Pypi(Installer):
+    """Installs packages from PyPI, each client into a virtual environment of its own."""
+
+    def locked(self, name: str) -> Path:
+        """Return the Python whose packages are those of `locks/NAME.txt` and nothing else."""
+        uv = os.environ.get("UV") or require("uv")
+        lock = LOCKS / f"{name}.txt"
+        running = f"{sys.version_info.major}.{sys.version_info.minor}"
+        place = _cache() / f"{name}-{_digest(lock)}-py{running}"
+        if not place.is_dir():
+            fill = [uv, "pip", "install", "-q", "--no-deps", "--only-binary", ":all:"]
+            self.need(
+                name,
+                place,
+                [uv, "venv", "-q", "--relocatable", "--python", sys.executable, "env"],
+                [*fill, "--python", "env/bin/python", "-r", str(lock)],
+                inputs=None,
+            )
+        return place / "env" / "bin" / "python"
+
+
+def _digest(lock: Path) -> str:
+    return hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+
+
+def _install(wanted: str, place: Path, commands: tuple[list[str], ...], inputs: Path | None) -> str:
+    """Install, and return why that failed."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as directory:
+        fresh = Path(directory, "fresh")
+        fresh.mkdir()
+        if inputs is not None:
+            shutil.copytree(inputs, fresh, dirs_exist_ok=True)
+        for command in commands:
+            try:
+                done = subprocess.run(
+                    command, cwd=fresh, capture_output=True, text=True, timeout=INSTALL_SECONDS
+                )
+            except subprocess.TimeoutExpired:
+                return f"{wanted} was not installed in {INSTALL_SECONDS} s"
+            if done.returncode != 0:
+                said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+                return f"{wanted} cannot be installed: {said[0] if said else done.returncode}"
+        try:
+            fresh.rename(place)
         except OSError:
-            if not modules.is_dir():  # else another run was faster
+            if not place.is_dir():  # else another run was faster
                 raise
     return ""
 
 
 @pytest.fixture(scope="session")
 def npm() -> Npm:
-    """Where packages come from."""
+    """Where packages for Node come from."""
     return Npm()
+
+
+@pytest.fixture(scope="session")
+def pypi() -> Pypi:
+    """Where packages for Python come from."""
+    return Pypi()

@@ -1,0 +1,62 @@
+"""Agent frameworks that are run against the gateway, and what each can do of itself.
+
+Each has a script in `scripts/`, written as its users write, and a lock in `locks/`. The tables of
+docs/compatibility.md are held against this list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+SCENARIOS = {
+    "plain": "Plain",
+    "stream": "Stream",
+    "functions": "Functions",
+    "functions_stateless": "Functions, stateless",
+    "held": "Held approval",
+    "held_stateless": "Held approval, stateless",
+    "native": "Own approval",
+    "native_stateless": "Own approval, stateless",
+    "replay": "Replayed chain",
+    "chain": "Chain by id",
+}
+"""What a client is asked to do, and the column that shows whether it does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framework:
+    """A client that nobody here wrote.
+
+    Attributes:
+        name: As its users know it.
+        packages: Package to version, as the lock has them.
+        lock: Name of the lock, and of the cached installation.
+        script: File in `scripts/`.
+        cannot: Scenario to the reason why the client itself cannot do it.
+        drops_calls: With `store: false` it leaves MCP calls out of the history that it replays.
+    """
+
+    name: str
+    packages: dict[str, str]
+    lock: str
+    script: str
+    language: Literal["node", "python"] = "python"
+    cannot: dict[str, str] = field(default_factory=dict)
+    drops_calls: bool = False
+
+
+FRAMEWORKS = [
+    Framework(
+        name="Vercel AI SDK",
+        packages={"ai": "6.0.326", "@ai-sdk/openai": "3.0.141"},
+        lock="vercel-ai",
+        script="vercel_ai.mjs",
+        language="node",
+        cannot={
+            "native_stateless": "it sends the answer without the request that it answers, and no "
+            "upstream can know that one"
+        },
+        drops_calls=True,
+    ),
+]

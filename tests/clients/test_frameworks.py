@@ -1,0 +1,229 @@
+"""Agent frameworks against the gateway: what the caller sees, and what the upstream received.
+
+Base URL and key are all that differs from a program that talks to OpenAI.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.clients.conftest import LOCKS, Npm, Pypi
+from tests.clients.frameworks import FRAMEWORKS, Framework
+from tests.conftest import require
+from tests.support.approvals import executed, marker, pending, tenancy, vote
+from tests.support.stack import Gateway, Stack
+
+SECONDS = 60
+"""How long one scenario may take, with the start of the client."""
+
+SCRIPTS = LOCKS.with_name("scripts")
+
+Run = Callable[..., Awaitable[Any]]
+
+ASKING: list[dict[str, Any]] = [
+    {
+        "id": "self",
+        "match": {"server": "github", "tool": "create_*"},
+        "effect": "ask",
+        "approval": {"by": "caller"},
+    }
+]
+
+
+def able(*scenarios: str) -> pytest.MarkDecorator:
+    """Run a test for each scenario and each framework that can do it."""
+    found = [
+        pytest.param(
+            framework, scenario, id=f"{framework.lock}-{scenario}", marks=_marks(framework)
+        )
+        for framework in FRAMEWORKS
+        for scenario in scenarios
+        if scenario not in framework.cannot
+    ]
+    return pytest.mark.parametrize(("framework", "scenario"), found)
+
+
+def _marks(framework: Framework) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.node] if framework.language == "node" else []
+
+
+@pytest.fixture
+def run(framework: Framework, scenario: str, npm: Npm, pypi: Pypi) -> Run:
+    """Run the scenario with the framework as a program of its own."""
+    program = [require("node")] if framework.language == "node" else []
+    modules = str(npm.locked(framework.lock)) if framework.language == "node" else ""
+    program = program or [str(pypi.locked(framework.lock))]
+
+    async def run(gateway: Gateway, word: str = "") -> Any:
+        with anyio.fail_after(SECONDS):
+            done = await anyio.run_process(
+                [*program, str(SCRIPTS / framework.script), scenario, word],
+                check=False,
+                env={
+                    "PATH": os.environ["PATH"],
+                    "HOME": os.environ["HOME"],
+                    "CLIENT_MODULES": modules,
+                    "GATEWAY_URL": gateway.url,
+                    "GATEWAY_KEY": gateway.keys["caller"],
+                },
+            )
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def native(stack: Stack) -> Iterator[Gateway]:
+    """A gateway whose rules let the caller decide."""
+    with stack.gateway(rules=ASKING, **tenancy(stack)) as running:
+        yield running
+
+
+async def turns(stack: Stack) -> list[dict[str, Any]]:
+    """The requests for a turn that the upstream received, oldest first."""
+    return [one["body"] for one in await stack.requests() if one["path"].endswith("/responses")]
+
+
+def shape(body: dict[str, Any]) -> list[str]:
+    """Name the items of an input: role or type, with a star where there is a ciphertext.
+
+    No item is there twice, none is only a reference, and each answer follows what it answers.
+    """
+    items = body["input"]
+    if isinstance(items, str):
+        return ["user"]
+    ids = [item["id"] for item in items if item.get("id")]
+    assert len(set(ids)) == len(ids), ids
+    named = [item.get("role") or item["type"] for item in items]
+    assert "item_reference" not in named
+    for request, answer in (
+        ("mcp_approval_request", "mcp_approval_response"),
+        ("function_call", "function_call_output"),
+    ):
+        key = "approval_request_id" if request.startswith("mcp") else "call_id"
+        asked = [item.get("call_id") or item["id"] for item in items if item.get("type") == request]
+        given = [item[key] for item in items if item.get("type") == answer]
+        assert asked == given
+    return [
+        name + "*" * bool(item.get("encrypted_content"))
+        for name, item in zip(named, items, strict=True)
+    ]
+
+
+FIRST = ["user", "reasoning*", "assistant"]
+WEATHER = ["user", "reasoning*", "function_call", "function_call_output"]
+
+
+@pytest.mark.covers("API-1")
+@able("plain")
+async def test_a_response_is_created(run: Run, gateway: Gateway, stack: Stack) -> None:
+    await stack.forget()
+    assert (await run(gateway))["text"] == "hello"
+    assert [shape(body) for body in await turns(stack)] == [["user"]]
+
+
+@pytest.mark.covers("API-1")
+@able("stream")
+async def test_a_stream_is_read_piece_by_piece(run: Run, gateway: Gateway, stack: Stack) -> None:
+    await stack.forget()
+    assert [piece for piece in (await run(gateway))["pieces"] if piece] == ["a", " b", " c"]
+    assert [body["stream"] for body in await turns(stack)] == [True]
+
+
+@pytest.mark.covers("API-1", "STATE-2")
+@able("functions", "functions_stateless")
+async def test_a_function_is_called_and_its_output_goes_back(
+    run: Run, scenario: str, gateway: Gateway, stack: Stack
+) -> None:
+    await stack.forget()
+    seen = await run(gateway)
+    assert seen["cities"] == ["Paris"]
+    assert seen["text"] == "get_weather returned: sunny"
+    assert "I see 1 user message" in seen["recalled"]
+    assert "reasoning: 1" in seen["recalled"]
+    if scenario == "functions_stateless":
+        bodies = await turns(stack)
+        assert [body["store"] for body in bodies] == [False] * 3
+        assert [shape(body) for body in bodies] == [
+            ["user"],
+            WEATHER,
+            [*WEATHER, "assistant", "user"],
+        ]
+
+
+@pytest.mark.covers("APPR-2", "APPR-3", "MCP-1")
+@able("held", "held_stateless")
+async def test_a_call_is_held_on_the_stream_until_somebody_else_approves_it(
+    run: Run, framework: Framework, scenario: str, gateway: Gateway, stack: Stack
+) -> None:
+    await stack.forget()
+    word = marker()
+    seen: dict[str, Any] = {}
+
+    async def work() -> None:
+        seen.update(await run(gateway, word))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        (approval,) = await pending(gateway, word)
+        assert await executed(stack, word) == []
+        assert (await vote(gateway, approval)).status_code == 200
+    assert len(await executed(stack, word)) == 1
+    assert "Created issue" in seen["text"]
+    assert word in seen["text"]
+
+    first, continued, later = await turns(stack)
+    assert shape(first) == ["user"]
+    assert continued["stream"] is True
+    kept = 1
+    if scenario == "held_stateless":
+        made = ["mcp_list_tools", "mcp_approval_request", "mcp_approval_response"]
+        assert shape(continued) == ["user", *made]
+        kept = 0 if framework.drops_calls else 1
+        made = [*made, "mcp_call"] if kept else []
+        assert shape(later) == ["user", *made, "assistant", "user"]
+    assert "I see 1 user message" in seen["recalled"]
+    assert f"mcp calls: {kept}" in seen["recalled"]
+
+
+@pytest.mark.covers("APPR-1", "MCP-1")
+@able("native", "native_stateless")
+async def test_the_caller_is_asked_and_answers(
+    run: Run, framework: Framework, scenario: str, native: Gateway, stack: Stack
+) -> None:
+    await stack.forget()
+    word = marker()
+    seen = await run(native, word)
+    assert seen["asked"] == [{"title": word}]
+    assert word in seen["text"]
+    assert len(await executed(stack, word)) == 1
+    assert "I see 1 user message" in seen["recalled"]
+    kept = 0 if scenario == "native_stateless" and framework.drops_calls else 1
+    assert f"mcp calls: {kept}" in seen["recalled"]
+
+
+@pytest.mark.covers("STATE-1", "STATE-2", "CHAIN-1")
+@able("replay", "chain")
+async def test_three_turns_without_storing_are_one_history(
+    run: Run, gateway: Gateway, stack: Stack
+) -> None:
+    await stack.forget()
+    seen = await run(gateway)
+    assert seen["texts"][:2] == ["first", "second"]
+    assert "I see 2 user messages" in seen["texts"][2]
+    assert "reasoning: 2" in seen["texts"][2]
+    bodies = await turns(stack)
+    assert [body["store"] for body in bodies] == [False] * 3
+    assert not any("previous_response_id" in body for body in bodies)
+    assert [shape(body) for body in bodies] == [
+        ["user"],
+        [*FIRST, "user"],
+        [*FIRST, *FIRST, "user"],
+    ]
