@@ -348,6 +348,13 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     )
     audits = AuditService(store=stores.audit, signer=cipher, chainer=chainer)
     pins = PinService(store=stores.pins, servers=servers, audit=stores.audit, meter=meter)
+    webhooks = WebhookEndpoints(
+        store=stores.webhooks,
+        directory=directory,
+        messenger=messenger,
+        sender=sender,
+        audit=stores.audit,
+    )
     return [
         create_router(doors, turns, pace),
         responses_router(doors, responses, pace),
@@ -357,16 +364,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         grants_router(doors, grants),
         policy_router(doors, policy, partial(read_rules, known=settings)),
         audit_router(doors, audits),
-        webhooks_router(
-            doors,
-            WebhookEndpoints(
-                store=stores.webhooks,
-                directory=directory,
-                messenger=messenger,
-                sender=sender,
-                audit=stores.audit,
-            ),
-        ),
+        webhooks_router(doors, webhooks),
         pins_router(doors, pins),
         console_router(
             doors,
@@ -381,6 +379,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
                 pins=pins,
                 policy=policy,
                 grants=grants,
+                webhooks=webhooks,
                 playground=_playground(settings),
             ),
         ),

@@ -73,7 +73,11 @@ REQUIREMENTS: dict[str, Requirement] = {
     "APPR-7": Requirement("fingerprint and receipt"),
     "APPR-8": Requirement("grants, revisions, loop cap, budget per chain, fatigue guard"),
     "APPR-9": Requirement("webhooks out"),
-    "APPR-10": Requirement("console", "part", "sign-in, inbox, decide; no live updates"),
+    "APPR-10": Requirement(
+        "console",
+        "part",
+        "inbox, approval, turns, servers, rules, grants, audit, webhooks, playground",
+    ),
     "APPR-11": Requirement("every decision in a hash chain; read, verify, export"),
     "APPR-12": Requirement("computer use", "later"),
     "APPR-13": Requirement("rules in full"),

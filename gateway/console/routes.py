@@ -21,6 +21,7 @@ from gateway.console.rules import rules_room
 from gateway.console.servers import servers_room
 from gateway.console.sessions import Sessions
 from gateway.console.turns import turns
+from gateway.console.webhooks import webhooks_room
 from gateway.domain.errors import NotFound
 from gateway.domain.identity import Role
 from gateway.domain.ports import Wake
@@ -31,6 +32,7 @@ from gateway.services.grants import Grants
 from gateway.services.overview import Overview
 from gateway.services.pins import PinService
 from gateway.services.policy import Policy
+from gateway.services.webhook_endpoints import WebhookEndpoints
 from gateway.web.answers import Pace
 from gateway.web.doors import Doors
 
@@ -41,6 +43,7 @@ _SERVERS = Room("servers", f"{PATH}/servers", "Servers", (Role.APPROVER, Role.AU
 _RULES = Room("rules", f"{PATH}/rules", "Rules", (Role.AUDITOR, Role.APPROVER))
 _GRANTS = Room("grants", f"{PATH}/grants", "Grants", (Role.APPROVER, Role.AUDITOR))
 _AUDIT = Room("audit", f"{PATH}/audit", "Audit", (Role.AUDITOR,))
+_WEBHOOKS = Room("webhooks", f"{PATH}/webhooks", "Webhooks", (Role.ADMIN,))
 _PLAYGROUND = Room("playground", f"{PATH}/playground", "Playground", (Role.CALLER,))
 
 
@@ -60,12 +63,13 @@ class Services:
     pins: PinService
     policy: Policy
     grants: Grants
+    webhooks: WebhookEndpoints
     playground: Playground | None = None
 
 
 def console_router(doors: Doors, sessions: Sessions, pace: Pace, services: Services) -> Router:
     """The doors to the console, under `/console`."""
-    rooms = [_INBOX, _TURNS, _SERVERS, _RULES, _GRANTS, _AUDIT]
+    rooms = [_INBOX, _TURNS, _SERVERS, _RULES, _GRANTS, _AUDIT, _WEBHOOKS]
     if services.playground is not None:
         rooms.append(_PLAYGROUND)
     desk = Desk(doors, sessions, rooms)
@@ -95,6 +99,7 @@ def console_router(doors: Doors, sessions: Sessions, pace: Pace, services: Servi
             *rules_room(desk, services.policy, services.pins),
             *grants_room(desk, services.grants),
             *audit_room(desk, services.audit),
+            *webhooks_room(desk, services.webhooks),
             *live(desk, services.wake, pace),
             *chat,
             asset,

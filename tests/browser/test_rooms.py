@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from tests.browser.conftest import SHOTS, Visit, Window
 from tests.support.approvals import create, issue, marker, pending, tenancy, vote
 from tests.support.mcp import Server, mcp_server
+from tests.support.provider import Call, provider
 from tests.support.stack import Gateway, Stack
 
 pytestmark = pytest.mark.covers("APPR-10")
@@ -69,7 +71,9 @@ def server() -> Iterator[Server]:
 def own(stack: Stack, server: Server) -> Iterator[Gateway]:
     """A gateway with a tenant of its own."""
     entry = stack.mcp_server(url=server.url + "/mcp", description="Issues and payments")
-    with stack.gateway(mcp_servers=[entry], rules=RULES, **tenancy(stack)) as running:
+    delivery = {"allow_networks": ["127.0.0.0/8"]}
+    sections = {"mcp_servers": [entry], "rules": RULES, "webhook_delivery": delivery}
+    with stack.gateway(**sections, **tenancy(stack)) as running:
         yield running
 
 
@@ -211,3 +215,41 @@ async def test_a_grant_is_seen_and_revoked(visit: Visit, own: Gateway) -> None:
     await window.shot("grants-revoked")
     assert await page.get_by_role("button", name="Revoke").count() == 1
     await album(visit, own, "auditor", "/console/grants?status=all")
+
+
+@pytest.mark.covers("APPR-9")
+async def test_an_endpoint_is_made_and_tried(visit: Visit, own: Gateway) -> None:
+    async def taking(call: Call) -> None:
+        await call.document(b"{}")
+
+    async with provider(taking) as receiver:
+        window = await visit("admin", gateway=own, viewport=DESK, java_script_enabled=False)
+        page = window.page
+        await page.get_by_role("link", name="Webhooks", exact=True).click()
+        await album(visit, own, "admin", "/console/webhooks")
+        await page.get_by_label("URL").fill(receiver.url + "/hook")
+        await page.get_by_label("Events", exact=True).fill("approval.* tool.drifted")
+        await page.get_by_label("Description").fill("The team on call")
+        await page.get_by_role("button", name="Make it").click()
+        secret = await page.inner_text("#secret")
+        assert secret.startswith("whsec_")
+        await fits(window)
+        await window.shot("webhook-secret")
+        await page.get_by_role("link", name="I have copied it").click()
+        assert secret not in await page.content()
+        await decided(own, "approve")
+        with anyio.fail_after(15):
+            while len(receiver.calls) < 2:
+                await anyio.sleep(0.02)
+        await page.get_by_role("button", name="Send a test").click()
+        await page.get_by_text("The receiver answered 200").wait_for()
+        await window.shot("webhook-tested")
+        place = re.search(r"/console/webhooks/we_\w+", page.url)
+        assert place
+        await album(visit, own, "admin", place.group(), "/console/webhooks?made=1")
+        await page.get_by_role("button", name="Send again").first.click()
+        with anyio.fail_after(15):
+            while len({call.headers["webhook-id"] for call in receiver.calls}) == len(
+                receiver.calls
+            ):
+                await anyio.sleep(0.02)
