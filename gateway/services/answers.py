@@ -47,6 +47,8 @@ HISTORY = "answered"
 
 _CHAINED = frozenset({"mcp_approval_request", "mcp_call", "mcp_list_tools", HISTORY})
 _ANSWERED = _CHAINED | {"item_reference", "reasoning"}
+_ASKING = frozenset({"mcp_approval_request", "item_reference"})
+"""Types of items that may be, or stand for, a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,10 @@ def responses(batch: Batch) -> list[Raw]:
 def _response(approval: Approval) -> Raw:
     approve, reason = answer(approval)
     return approval_response(approval.request_id, approve=approve, reason=reason)
+
+
+def _history(approval: Approval, id_: str | None = None) -> Item:
+    return Item(raw=_response(approval), type=HISTORY, id=id_)
 
 
 def vote_error(problem: VoteProblem, approval: Approval | None) -> GatewayError:
@@ -292,11 +298,12 @@ class NativeAnswers:
         end_user: str,
         parent: TurnHead | None,
     ) -> list[Item]:
-        """Settle the answers that a caller repeats from turns that are over.
+        """Settle requests and answers that a caller repeats from turns that are over.
 
         A client that keeps the conversation itself sends them again each time. Such an answer
         decides nothing: it leaves as it was given, and an approved one only beside the call that
-        it allowed, so that nothing runs a second time.
+        it allowed, so that nothing runs a second time. A request that somebody else decided was
+        answered out of the caller's sight: its answer is put beside it.
 
         Args:
             known: Items that the caller refers to, by id.
@@ -305,26 +312,28 @@ class NativeAnswers:
         Returns:
             The items, those answers written anew and of the type `HISTORY`.
         """
-        names = [name for item in items if (name := answered_request(item)) is not None]
+        answers = {name for item in items if (name := answered_request(item)) is not None}
+        names = answers | {item.id for item in items if item.type in _ASKING and item.id}
         if not names:
             return list(items)
         called = {_called(known.get(item.id or "", item.raw)) for item in items}
         over = {
             name: approval
             for name, approval in (
-                await self._approvals.by_request(caller.tenant.id, names)
+                await self._approvals.by_request(caller.tenant.id, sorted(names))
             ).items()
             if approval.end_user in ("", end_user)
             and (parent is None or parent.batch != approval.batch_id)
             and await self._is_over(approval)
             and (not answer(approval)[0] or name in called)
         }
-        return [
-            Item(raw=_response(over[name]), type=HISTORY, id=item.id)
-            if (name := answered_request(item)) is not None and name in over
-            else item
-            for item in items
-        ]
+        settled: list[Item] = []
+        for item in items:
+            name = answered_request(item)
+            settled.append(item if name not in over else _history(over[name], item.id))
+            if item.type in _ASKING and item.id in over and item.id not in answers:
+                settled.append(_history(over[item.id]))
+        return settled
 
     async def _is_over(self, approval: Approval) -> bool:
         batch = await self._approvals.batch(approval.tenant, approval.batch_id)

@@ -92,7 +92,16 @@ class Pypi(Installer):
         running = f"{sys.version_info.major}.{sys.version_info.minor}"
         place = _cache() / f"{name}-{_digest(lock)}-py{running}"
         if not place.is_dir():
-            fill = [uv, "pip", "install", "-q", "--no-deps", "--only-binary", ":all:"]
+            fill = [
+                uv,
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+                "--compile-bytecode",
+            ]
             self.need(
                 name,
                 place,

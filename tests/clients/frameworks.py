@@ -59,4 +59,10 @@ FRAMEWORKS = [
         },
         drops_calls=True,
     ),
+    Framework(
+        name="OpenAI Agents SDK",
+        packages={"openai-agents": "0.24.0"},
+        lock="openai-agents",
+        script="openai_agents.py",
+    ),
 ]

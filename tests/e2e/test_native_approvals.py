@@ -11,7 +11,9 @@ import pytest
 from tests.support.approvals import (
     GITHUB,
     create,
+    decide,
     executed,
+    frames,
     issue,
     marker,
     output_types,
@@ -473,3 +475,50 @@ async def test_a_lost_answer_is_taken_back_when_its_caller_says_so(
     after = await create(native, "/recall", previous_response_id=before["id"], store=store)
     assert "mcp calls: 0" in after.text
     assert await executed(stack, word) == []
+
+
+def by_reference(item: dict[str, Any]) -> dict[str, Any]:
+    """Refer to an item, as the AI SDK does where the upstream keeps it."""
+    return {"type": "item_reference", "id": item["id"]}
+
+
+@pytest.mark.covers("APPR-2", "STATE-2")
+@pytest.mark.parametrize("store", [True, False], ids=["stored", "stateless"])
+@pytest.mark.parametrize("decision", ["approve", "deny"])
+@pytest.mark.parametrize("shape", [dict, with_nulls, by_reference])
+async def test_a_replayed_request_that_somebody_else_decided_has_its_answer_beside_it(
+    gateway: Gateway, stack: Stack, shape: Any, decision: str, store: bool
+) -> None:
+    word = marker()
+    question = {"role": "user", "content": issue(word)}
+    held, _ = await asyncio.gather(
+        create(gateway, [question], store=store, stream=True), decide(gateway, word, decision)
+    )
+    output = frames(held.text)[-1]["response"]["output"]
+    history = [question, *map(shape, output), {"role": "user", "content": "/recall"}]
+    later = await create(gateway, history, store=store)
+    assert later.status_code == 200, later.text
+    calls = 1 if decision == "approve" else 0
+    assert f"mcp calls: {calls}" in text_of(later.json())
+    assert len(await executed(stack, word)) == calls
+    *_, body = await sent(stack, word)
+    (answer,) = [item for item in body["input"] if item.get("type") == "mcp_approval_response"]
+    assert answer["approve"] is (decision == "approve")
+    assert answer["approval_request_id"] in [item["id"] for item in output]
+
+
+@pytest.mark.covers("APPR-5")
+async def test_a_replayed_request_without_its_call_is_not_answered_for_the_caller(
+    gateway: Gateway, stack: Stack
+) -> None:
+    word = marker()
+    question = {"role": "user", "content": issue(word)}
+    held, _ = await asyncio.gather(
+        create(gateway, [question], store=False, stream=True), decide(gateway, word)
+    )
+    output = frames(held.text)[-1]["response"]["output"]
+    history = [question, *(item for item in output if item["type"] != "mcp_call")]
+    status, error = await refused(gateway, history, store=False)
+    assert status == 400
+    assert "do not have an approval" in error["message"]
+    assert len(await executed(stack, word)) == 1
