@@ -234,6 +234,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         jobs=stores.jobs,
         fleet=stores.fleet,
         outbox=stores.outbox,
+        wake=stores.wake,
         following=following,
         endings=endings,
         pipe=pipe,

@@ -51,7 +51,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "STATE-4": Requirement("encrypted at rest, TTL, deletion, cache off"),
     "STATE-5": Requirement("one bounded repair of a refused input"),
     "STATE-6": Requirement("long chains", "part", "storage and one round trip; no compaction"),
-    "STATE-7": Requirement("stateless responses can be retrieved", "part", "not in background"),
+    "STATE-7": Requirement("stateless responses are retrieved, listed, deleted, in background"),
     "MCP-1": Requirement("servers by label; narrow and tighten, never widen"),
     "MCP-2": Requirement(
         "headers from secrets and from the request", "part", "none minted per user yet"
@@ -83,7 +83,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "APPR-13": Requirement("rules in full"),
     "STREAM-1": Requirement("one path, bounded memory, back-pressure"),
     "STREAM-2": Requirement("leaving a plain turn cancels the upstream call at once"),
-    "STREAM-3": Requirement("background and resume", "part", "native background passes through"),
+    "STREAM-3": Requirement("background and resume, native or kept by the gateway"),
     "STREAM-4": Requirement("graceful stop; held turns go on at other replicas"),
     "AUTH-1": Requirement("API keys", "part", "no JWT yet"),
     "AUTH-2": Requirement("tenants are isolated"),

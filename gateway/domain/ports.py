@@ -95,10 +95,14 @@ class AuditHead:
 class TurnStore(Protocol):
     """Turns and their chains."""
 
-    async def record(self, turn: Turn, *, ttl: int, new: bool = False) -> bool:
+    async def record(
+        self, turn: Turn, *, ttl: int, new: bool = False, claim: tuple[str, int] | None = None
+    ) -> bool:
         """Write a turn, replacing what was there under its id, in one round trip.
 
         Args:
+            claim: A batch and the fence of a claim on it. False, and nothing is written, where
+                the claim is no longer held.
             new: The turn was not written before. Then false when the id is that of a turn of
                 somebody else, which stays as it is: upstream ids name one turn each.
         """
@@ -379,10 +383,16 @@ class ApprovalStore(Protocol):
         """
         ...
 
-    async def abandon(self, tenant: str, batch_id: str, *, reason: str) -> bool:
+    async def abandon(
+        self, tenant: str, batch_id: str, *, reason: str, running: bool = False
+    ) -> bool:
         """Cancel a waiting batch and its pending approvals; false when it is past waiting.
 
         For the turn's own caller, who ends the turn itself: no job is made.
+
+        Args:
+            running: Cancel it as well while it runs, for a turn in background: its worker is
+                given a hint, and cannot renew its claim.
         """
         ...
 

@@ -16,6 +16,9 @@ from gateway.domain.history import Kept, hide_ciphertext
 from gateway.domain.tools import public_tools
 from gateway.domain.trace import LegSummary
 
+FIRST_RUN = "run_"
+"""How the id of the batch begins that is the first leg of a background turn."""
+
 
 class HeldServer(msgspec.Struct, frozen=True):
     """An MCP server of a held turn: what is needed to attach it again, fresh, on the next leg."""
@@ -62,6 +65,8 @@ class TurnState(msgspec.Struct):
         headers: The caller's headers that go to the upstream.
         request_id: The gateway's own id of the caller's request.
         version: Of the rules and servers under which the turn was held, or "".
+        background: The gateway runs the turn as a job, under an id of its own (STREAM-3).
+        asked: The input of a background turn's first leg, where the upstream holds the chain.
     """
 
     tenant: str
@@ -96,6 +101,8 @@ class TurnState(msgspec.Struct):
     headers: dict[str, str] = {}
     request_id: str = ""
     version: str = ""
+    background: bool = False
+    asked: Raw = NULL
 
     @property
     def output(self) -> list[Raw]:
@@ -115,7 +122,9 @@ class View:
         self._state = state
         self._has_mcp = has_mcp
         self._hide = state.stateless and not state.shows_ciphertext
-        self._first_changes = has_mcp or (state.stateless and state.parent is not None)
+        self._first_changes = (
+            has_mcp or state.background or (state.stateless and state.parent is not None)
+        )
 
     @property
     def hides_ciphertext(self) -> bool:
@@ -139,6 +148,8 @@ class View:
             shown["tools"] = public_tools(shown["tools"])
         if self._state.stateless and self._state.parent is not None:
             shown["previous_response_id"] = raw(self._state.parent)
+        if self._state.background:
+            shown |= _in_background(self._state)
         if "output" in shown and self._hide:
             shown["output"] = raw([hide_ciphertext(item) for item in parse_array(shown["output"])])
         return shown
@@ -162,6 +173,47 @@ class View:
     def item(self, item: Raw) -> Raw:
         """Show one output item."""
         return hide_ciphertext(item) if self._hide else item
+
+
+def _in_background(state: TurnState) -> Document:
+    """What the gateway says of a response in background, and not the upstream."""
+    return {
+        "id": raw(state.turn_id),
+        "created_at": raw(int(state.started_at)),
+        "background": raw(True),
+        "previous_response_id": raw(state.parent),
+    }
+
+
+_ECHOED: dict[str, object] = {
+    "instructions": None,
+    "max_output_tokens": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "store": True,
+    "temperature": None,
+    "tool_choice": "auto",
+    "top_p": None,
+    "truncation": "disabled",
+    "user": None,
+}
+
+
+def queued_response(state: TurnState) -> Document:
+    """Write the response of a background turn of which nothing was sent yet."""
+    tools = [tool.plain if tool.server is None else tool.server.tool for tool in state.tools]
+    return {
+        **_in_background(state),
+        "object": raw("response"),
+        "status": raw("queued"),
+        "model": raw(state.model),
+        "error": NULL,
+        "incomplete_details": NULL,
+        "output": raw([]),
+        "tools": public_tools(raw(tools)),
+        "usage": NULL,
+        **{key: state.body.get(key, raw(value)) for key, value in _ECHOED.items()},
+    }
 
 
 def add_usage(total: dict[str, Any], usage: Raw | None) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from gateway.domain.ports import (
     Meter,
     Outbox,
     TurnStore,
+    Wake,
 )
 from gateway.domain.registry import McpServer
 from gateway.domain.requests import item_of
@@ -42,8 +43,8 @@ from gateway.domain.turns import TurnState, View, read_state
 from gateway.services.answers import LEASE
 from gateway.services.endings import Endings, abandoned, cancelled
 from gateway.services.failpoints import Point, reached
-from gateway.services.failures import aftermath, as_error, backoff, doubt, repeated_alone
-from gateway.services.following import RUNNING, Following
+from gateway.services.failures import aftermath, as_error, backoff, doubt, lost, repeated_alone
+from gateway.services.following import RUNNING, Following, stop_key
 from gateway.services.pipe import Overtaken, Pipe, Tee, continuation
 from gateway.services.preparation import restore_tools
 from gateway.services.settlement import ReceiptMismatch, Running, Settlement
@@ -75,6 +76,7 @@ class Continuations:
         jobs: JobQueue,
         fleet: Fleet,
         outbox: Outbox,
+        wake: Wake,
         following: Following,
         endings: Endings,
         pipe: Pipe,
@@ -92,6 +94,7 @@ class Continuations:
         self._jobs = jobs
         self._fleet = fleet
         self._outbox = outbox
+        self._wake = wake
         self._following = following
         self._endings = endings
         self._pipe = pipe
@@ -113,7 +116,11 @@ class Continuations:
             claimed = await self._approvals.claim(job.tenant, job.subject, lease=self._lease)
             if claimed is not None:
                 reached(Point.AFTER_CLAIM)
-                await self._work(claimed)
+                try:
+                    await self._work(claimed)
+                except Overtaken as exc:
+                    logger.info("a claim was lost", extra={"batch": batch.id, "code": exc.code})
+                    return  # whoever looks next sees to the rest
                 reached(Point.BEFORE_DONE)
             elif not job.event:
                 return  # its holder may die: then the job comes again
@@ -157,18 +164,19 @@ class Continuations:
             Overtaken: The claim was lost.
         """
         leg = asyncio.current_task()
-        lost = False
+        overtaken = False
 
         async def renew() -> None:
-            nonlocal lost
-            while not lost:
-                await asyncio.sleep(self._lease / 3)
-                try:
-                    lost = not await self._approvals.renew(
-                        batch.tenant, batch.id, fence=batch.fence, lease=self._lease
-                    )
-                except GatewayError as exc:
-                    logger.warning("a claim could not be renewed", extra={"code": exc.code})
+            nonlocal overtaken
+            with self._wake.listen(stop_key(batch.tenant, batch.id)) as stop:
+                while not overtaken:
+                    await stop.wait(self._lease / 3)
+                    try:
+                        overtaken = not await self._approvals.renew(
+                            batch.tenant, batch.id, fence=batch.fence, lease=self._lease
+                        )
+                    except GatewayError as exc:
+                        logger.warning("a claim could not be renewed", extra={"code": exc.code})
             if leg is not None:
                 leg.cancel()
 
@@ -176,7 +184,7 @@ class Continuations:
         try:
             yield
         except asyncio.CancelledError:
-            if not lost or leg is None:
+            if not overtaken or leg is None:
                 raise
             leg.uncancel()
             raise Overtaken("The claim of the batch was lost.") from None
@@ -186,11 +194,13 @@ class Continuations:
     async def _send(self, running: Running, batch: Batch) -> None:
         state = running.state
         tee = LogTee(self._log, running) if state.streamed else Tee()
+        if state.background:
+            await self._still_runs(running, batch)
         if batch.fence > 1 and state.streamed:
             await self._make_up(running)
 
         async def opening() -> ByteStream:
-            if not state.stored:
+            if not state.stored or (state.parent_leg is None and not batch.approvals):
                 running.base = await self._base(state, running.tenant)
             checked = await self._settlement.revalidate(running, batch)
             return await self._pipe.open(running, continuation(running, checked))
@@ -204,11 +214,20 @@ class Continuations:
             await tee.flush(end=True)
         logger.info("a held turn went on", extra={"turn": state.turn_id, "batch": batch.id})
 
-    async def _base(self, state: TurnState, tenant: Tenant) -> Raw:
+    async def _still_runs(self, running: Running, batch: Batch) -> None:
+        """Check that a background turn was not cancelled between two of its legs."""
+        head = await self._turns.head(batch.tenant, batch.turn_id)
+        if head is None or head.status not in RUNNING:
+            raise Conflict("The response has ended.")
+        if not batch.approvals:
+            running.batch = batch
+            await self._pipe.begin(running, batch)
+
+    async def _base(self, state: TurnState, tenant: Tenant) -> Raw | None:
         """Write the first leg's input again: the chain as it is now, and the turn's own items."""
         own = [item_of(item.i) for item in state.items if item.o == "in"]
         if state.parent is None:
-            return raw([item.raw for item in own])
+            return raw([item.raw for item in own]) if own else None
         chain = await self._turns.chain(state.tenant, state.parent, ttl=tenant.ttl)
         if chain is None:
             raise Conflict("The chain was deleted while the turn was held.", code="chain_deleted")
@@ -286,6 +305,8 @@ class Continuations:
                 turn = await self._turns.head(batch.tenant, batch.turn_id)
                 if turn is None or turn.status not in RUNNING:
                     await self._endings.end(batch, doubt())  # only its stream had not ended
+                elif not batch.approvals:
+                    await self._endings.end(batch, lost())
                 elif job.event not in ("retry", "give_up"):
                     await self._in_doubt(batch)
                 elif job.attempt == batch.fence:
@@ -340,8 +361,15 @@ class Continuations:
         look = Job(token="", tenant=batch.tenant, kind="continue", subject=batch.id, event="look")
         await self._jobs.add(look, delay=self._lease)  # were this process to end in between
         reason = "The response was cancelled by its caller."
-        if not await self._approvals.abandon(batch.tenant, batch.id, reason=reason):
+        running = read_state(batch.held).background
+        if not await self._approvals.abandon(
+            batch.tenant, batch.id, reason=reason, running=running
+        ):
             return False
+        turn = await self._turns.head(batch.tenant, batch.turn_id)
+        if turn is not None and turn.status in RUNNING and turn.batch not in ("", batch.id):
+            # It had just asked for the next approvals; nobody needs to decide them.
+            await self._approvals.abandon(batch.tenant, turn.batch, reason=reason, running=True)
         await self._endings.end(batch, cancelled(), status="cancelled")
         return True
 
@@ -367,6 +395,8 @@ class Continuations:
         await self._endings.close(turn)
 
     async def _tell(self, batch: Batch, event: str, occurrence: str) -> None:
+        if not batch.approvals:
+            return  # nobody decided anything
         told = {"object": "response", "batch": batch.id, "status": event}
         await self._outbox.emit(
             batch.tenant,

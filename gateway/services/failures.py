@@ -59,8 +59,14 @@ class Aftermath:
 
 
 def aftermath(batch: Batch, error: GatewayError, *, dispatched: bool) -> Aftermath:
-    """Say what becomes of the batch of a held turn after an error (APPR-5)."""
+    """Say what becomes of the batch of a held turn after an error (APPR-5).
+
+    The first leg of a background turn is sent again only while the upstream is unreachable or
+    busy; nobody is asked about a lost one, which fails with its error (STREAM-3).
+    """
     if not isinstance(error, UpstreamError | SecretUnavailable):
+        return Aftermath(BatchStatus.FAILED)
+    if not batch.approvals and not _comes_again(error):
         return Aftermath(BatchStatus.FAILED)
     if dispatched and not ran_nothing(error):
         return Aftermath(BatchStatus.INDETERMINATE)
@@ -74,6 +80,11 @@ def ran_nothing(error: GatewayError) -> bool:
     """Tell whether an upstream's error proves that it did no work."""
     refused = isinstance(error, UpstreamRefused) and error.status_code < 500
     return refused or isinstance(error, UpstreamUnreachable)
+
+
+def _comes_again(error: GatewayError) -> bool:
+    busy = isinstance(error, UpstreamRefused) and error.status_code == 429
+    return busy or isinstance(error, UpstreamUnreachable | SecretUnavailable)
 
 
 def repeated_alone(batch: Batch) -> bool:
@@ -106,6 +117,15 @@ def doubt() -> UpstreamDisconnected:
     return UpstreamDisconnected(
         "The answer to the approvals was lost after it was sent; what ran is not known.",
         code="continuation_indeterminate",
+    )
+
+
+def lost() -> UpstreamDisconnected:
+    """The error for a background turn whose replica ended after the request was sent."""
+    return UpstreamDisconnected(
+        "The replica that ran the response stopped after it had sent the request; what came of it "
+        "is not known, and it is not sent a second time.",
+        code="background_lost",
     )
 
 

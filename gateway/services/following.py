@@ -30,6 +30,11 @@ def wake_key(tenant: str, turn_id: str) -> str:
     return f"turn:{tenant}:{turn_id}"
 
 
+def stop_key(tenant: str, batch_id: str) -> str:
+    """Name the hints that what runs for a batch is to stop."""
+    return f"stop:{tenant}:{batch_id}"
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """What a turn's event log holds.

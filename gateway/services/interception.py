@@ -74,7 +74,7 @@ class Interceptor:
         self._state = state
         self._view = view
         self._scrubber = scrubber
-        self._later = state.legs > 0
+        self._later = state.legs > 0 or state.background
         self._offset = state.output_count
         self._framer = events.Framer()
         self._noted = _Noted()
@@ -183,7 +183,7 @@ class Interceptor:
             self._state.first = response
         if not self._state.turn_id:
             self._state.turn_id = text_field(response, "id")
-        if self._later:
+        if self._later and not (self._state.legs == 0 and frame.type == "response.in_progress"):
             return b""  # the caller's response has been opened
         self._number(document)
         if not self._view.changes_opening:

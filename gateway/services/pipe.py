@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -55,7 +56,7 @@ from gateway.domain.ports import (
 )
 from gateway.domain.requests import conversation_of
 from gateway.domain.tools import Scrubber
-from gateway.domain.turns import TurnState, text_field
+from gateway.domain.turns import FIRST_RUN, TurnState, queued_response, text_field
 from gateway.services.answers import LEASE, responses
 from gateway.services.endings import UNKEPT_TTL
 from gateway.services.failpoints import Point, reached
@@ -305,19 +306,7 @@ class Pipe:
     ) -> Held:
         """Put the turn on record as waiting, before the batch can be decided anywhere."""
         running.held = True
-        running.state.version = self._version
-        await tee.flush()
-        tenant, turn_id = running.state.tenant, running.state.turn_id
-        # Were this process to end between the two records, nobody would ever end the turn.
-        look = Job(
-            token="",
-            tenant=tenant,
-            kind="continue",
-            subject=result.id,
-            event="look",
-            target=turn_id,
-        )
-        await self._jobs.add(look, delay=LOOK_LATER * self._lease)
+        await self._let_go(running, result.id, tee)
         shown = {**running.view.final(result.response), "status": raw("in_progress")}
         await self._record(running, shown, batch=result.id, status="in_progress")
         held = encode(running.state)
@@ -326,6 +315,61 @@ class Pipe:
         reached(Point.AFTER_OPEN_BATCH)
         running.waits = True
         return Held(batch)
+
+    async def queue(self, running: Running, tee: Tee) -> None:
+        """Make a background turn a job, before anything of it is sent (STREAM-3).
+
+        Its batch has no approvals: claim, lease, fence and `dispatched` do
+        for its first leg what they do for answers.
+        """
+        state = running.state
+        running.held = True
+        state.turn_id = "resp_" + secrets.token_hex(24)
+        state.first = queued_response(state)
+        opened: list[bytes] = []
+        for kind in ("response.created", "response.queued"):
+            event = {
+                "type": raw(kind),
+                "sequence_number": raw(state.sequence),
+                "response": raw(state.first),
+            }
+            opened.append(events.write(kind, event))
+            state.sequence += 1
+        tee.add(state.sequence - 1, b"".join(opened))
+        batch_id = FIRST_RUN + secrets.token_hex(24)
+        await self._let_go(running, batch_id, tee)
+        await self._record(running, state.first, batch=batch_id, status="queued")
+        await self._approvals.open_batch(
+            tenant=state.tenant,
+            batch_id=batch_id,
+            turn_id=state.turn_id,
+            approvals=(),
+            held=encode(state),
+            ttl=running.tenant.ttl,
+        )
+
+    async def begin(self, running: Running, batch: Batch) -> None:
+        """Put a background turn on record as running."""
+        shown = {**running.state.first, "status": raw("in_progress")}
+        await self._record(running, shown, batch=batch.id, status="in_progress")
+
+    async def _let_go(self, running: Running, batch_id: str, tee: Tee) -> None:
+        """Prepare for other replicas: the events so far, and a look at what became of the turn.
+
+        Were this process to end before the batch is there, nobody else would ever end the turn.
+        """
+        state = running.state
+        state.version = self._version
+        await tee.flush()
+        look = Job(
+            token="",
+            tenant=state.tenant,
+            kind="continue",
+            subject=batch_id,
+            event="look",
+            target=state.turn_id,
+        )
+        await self._jobs.add(look, delay=LOOK_LATER * self._lease)
 
     async def _record(
         self,
@@ -345,6 +389,8 @@ class Pipe:
         served = not state.stored or state.legs > 1 or running.held or code is not None
         shown = running.view.final(response) if ends else response
         new, running.recorded = not running.recorded, True
+        # A background turn may be cancelled while it runs: then this end must not be written.
+        claimed = running.batch if state.background else None
         written = await self._turns.record(
             Turn(
                 head=TurnHead(
@@ -373,7 +419,10 @@ class Pipe:
             ),
             ttl=running.tenant.ttl if state.keep or not ends else UNKEPT_TTL,
             new=new,
+            claim=(claimed.id, claimed.fence) if claimed else None,
         )
+        if not written and claimed is not None:
+            raise Overtaken("The claim of the response was lost.")
         if not written:
             raise id_reused(state.turn_id)
 
@@ -542,6 +591,8 @@ def continuation(running: Running, batch: Batch) -> Leg:
     """Write the leg that answers a decided batch; upstream wants all answers at once."""
     state = running.state
     running.batch = batch
+    if not batch.approvals:
+        return _first_of_background(running)
     answers = responses(batch)
     state.items.extend(Kept("gw", answer) for answer in answers)
     if not state.stored:
@@ -560,6 +611,14 @@ def continuation(running: Running, batch: Batch) -> Leg:
         previous=None if state.conversation else state.last_leg,
         first=False,
     )
+
+
+def _first_of_background(running: Running) -> Leg:
+    state = running.state
+    asked = running.base
+    if state.parent_leg is not None:  # the upstream holds what was before
+        asked = state.asked if bytes(state.asked) != b"null" else None
+    return Leg(state=state, tools=running.tools, input=asked, previous=state.parent_leg)
 
 
 def _in_background(state: TurnState) -> bool:

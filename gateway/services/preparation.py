@@ -43,7 +43,7 @@ from gateway.domain.tools import (
     refuse_smuggled_fields,
     refuse_smuggled_items,
 )
-from gateway.domain.turns import HeldServer, HeldTool, TurnState
+from gateway.domain.turns import FIRST_RUN, HeldServer, HeldTool, TurnState
 from gateway.services.answers import (
     HISTORY,
     Answers,
@@ -130,7 +130,9 @@ class Preparation:
             rules=self._judge.rules,
             headers=caller.headers,
         )
-        _check_background(request, tools)
+        background = request.background and (stateless or bool(tools.attachments))
+        if background:
+            _check_background(request, tenant, stateless=stateless)
         tools = await self._pinning.offered(tenant.id, tools)
         route = self._route(request.model, parent)
         state = TurnState(
@@ -143,7 +145,8 @@ class Preparation:
             end_user=end_user,
             upstream=route.upstream,
             model=request.model,
-            body=self._body(request, route, stateless),
+            body=self._body(request, route, stateless=stateless, background=background),
+            background=background,
             tools=hold_tools(tools),
             parent=parent.id if parent and not _is_conversation(parent) else None,
             conversation=request.conversation is not None,
@@ -190,6 +193,8 @@ class Preparation:
         elif parent.stored and not state.stateless:
             state.parent_leg = prepared.previous = parent.last_leg or parent.id
             prepared.input = _input(request, not_repeated(items, answered=answers is not None))
+            if state.background and prepared.input is not None:
+                state.asked = prepared.input
         else:
             prepared.input = raw(await self._expand(caller, parent.id, items))
         return prepared
@@ -300,8 +305,12 @@ class Preparation:
             param="model",
         )
 
-    def _body(self, request: CreateRequest, route: Route, stateless: bool) -> Document:
+    def _body(
+        self, request: CreateRequest, route: Route, *, stateless: bool, background: bool
+    ) -> Document:
         body = without(request.document, *_OWN_FIELDS)
+        if background:
+            body.pop("background", None)  # the gateway runs it; upstream it is an ordinary one
         if request.model and route.deployment != request.model:
             body["model"] = raw(route.deployment)
         if stateless:
@@ -340,9 +349,10 @@ def _check_ended(head: TurnHead, request: CreateRequest, *, stateless: bool) -> 
     if head.status not in ("in_progress", "queued") or request.approval_responses:
         return
     if head.batch or not head.stored or stateless:
+        waits = head.batch and not head.batch.startswith(FIRST_RUN)
         raise Conflict(
             f"The response '{head.id}' waits for an approval or is still running.",
-            code="approval_pending" if head.batch else "response_in_progress",
+            code="approval_pending" if waits else "response_in_progress",
             param="previous_response_id",
         )
 
@@ -395,12 +405,6 @@ def _check_modes(request: CreateRequest, tenant: Tenant, stateless: bool) -> Non
         )
     if not stateless:
         return
-    if request.background:
-        raise BadRequest(
-            "'background' needs a stored response; this one is stateless.",
-            code="background_not_supported",
-            param="background",
-        )
     if request.conversation is not None:
         raise BadRequest(
             "'conversation' needs stored responses; this one is stateless.",
@@ -409,13 +413,15 @@ def _check_modes(request: CreateRequest, tenant: Tenant, stateless: bool) -> Non
         )
 
 
-def _check_background(request: CreateRequest, tools: Tools) -> None:
-    if request.background and tools.attachments:
-        raise BadRequest(
-            "'background' cannot be combined with MCP tools yet.",
-            code="background_not_supported",
-            param="background",
-        )
+def _check_background(request: CreateRequest, tenant: Tenant, *, stateless: bool) -> None:
+    """Refuse what the gateway cannot run in background itself."""
+    if stateless and tenant.cache == "off":
+        reason = "'background' needs something to be kept, and this tenant keeps nothing."
+    elif request.approval_responses:
+        reason = "Answers to approval requests cannot be sent in background."
+    else:
+        return
+    raise BadRequest(reason, code="background_not_supported", param="background")
 
 
 def hold_tools(tools: Tools) -> list[HeldTool]:

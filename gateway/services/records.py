@@ -87,7 +87,7 @@ class Records:
         if not head.batch:
             return Answer(body=turn.response)
         batch = await self._approvals.batch(head.tenant, head.batch)
-        if batch is None:
+        if batch is None or not batch.approvals:
             return Answer(body=turn.response)
         shown = {**parse_document(turn.response), "gateway": raw(gateway_field(batch))}
         waits = head.status in RUNNING and any(

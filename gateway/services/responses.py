@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from hashlib import sha256
 
-from gateway.domain.documents import Document, encode, parse_document, raw
+from gateway.domain.documents import NULL, Document, encode, parse_document, raw
 from gateway.domain.errors import BadRequest, Conflict, NotFound, UpstreamRefused
 from gateway.domain.history import Kept, hide_ciphertext, ids_of, pack, unpack
 from gateway.domain.ports import (
@@ -26,7 +26,7 @@ from gateway.domain.ports import (
 )
 from gateway.domain.requests import Bounds, parse_create
 from gateway.domain.tools import Scrubber, public_tools
-from gateway.domain.turns import TurnState, View, output_of, text_field
+from gateway.domain.turns import TurnState, View, output_of, read_state, text_field
 from gateway.services.callers import Caller, owned, response_not_found
 from gateway.services.continuations import Continuations
 from gateway.services.following import RUNNING, Following
@@ -36,6 +36,9 @@ from gateway.services.legs import Leg, Legs
 from gateway.services.notices import Notices, wants_notices
 from gateway.services.preparation import Catalog, Preparation
 from gateway.services.records import Answer, EventStream, Records
+
+_TRIES = 5
+"""Most times that a running turn is cancelled, which may have gone on to its next leg."""
 
 _MODEL = re.compile(r"[\w:-][\w.:-]{0,200}")
 
@@ -133,27 +136,32 @@ class ResponseService:
         if not head.served:
             path = f"/responses/{head.id}/cancel"
             return _public(await self._upstream.send(head.upstream, "POST", path))
-        turn = await self._turns.read(head.tenant, head.id)
-        if turn is None:
-            raise response_not_found(response_id)
-        if head.status == "cancelled":
-            return Answer(body=turn.response)
+        for _ in range(_TRIES):
+            turn = await self._turns.read(head.tenant, head.id)
+            if turn is None:
+                raise response_not_found(response_id)
+            ended = turn.head.status not in RUNNING and _is_background(turn)
+            if turn.head.status == "cancelled" or ended:
+                return Answer(body=turn.response)
+            if not await self._cancel_held(turn.head):
+                break
+        raise Conflict(
+            "Only a response in background, or one that waits for an approval, can be cancelled.",
+            code="not_cancellable",
+        )
+
+    async def _cancel_held(self, head: TurnHead) -> bool:
+        """Cancel a turn if it can be; false when it cannot, or goes on elsewhere by now."""
         batch = await self._approvals.batch(head.tenant, head.batch) if head.batch else None
-        if batch is None or not await self._continuations.cancel(batch):
-            raise Conflict(
-                "Only a response that waits for an approval can be cancelled.",
-                code="not_cancellable",
-            )
-        ended = await self._turns.read(head.tenant, head.id)
-        return Answer(body=ended.response if ended else turn.response)
+        if batch is None:
+            return False
+        return await self._continuations.cancel(batch) or read_state(batch.held).background
 
     async def delete(self, caller: Caller, response_id: str) -> Answer:
         """Delete a response, here and where the upstream stores it (STATE-4)."""
         head = await self._own(caller, response_id)
         if head.batch and head.status in RUNNING:
-            await self._approvals.abandon(
-                head.tenant, head.batch, reason="The response was deleted by its caller."
-            )
+            await self._abandon(head)
         if head.stored:
             for leg in dict.fromkeys((head.last_leg, head.id)):
                 if leg:
@@ -162,6 +170,16 @@ class ResponseService:
         await self._turns.delete(head.tenant, head.id)
         body = {"id": response_id, "object": "response.deleted", "deleted": True}
         return Answer(body=encode(body))
+
+    async def _abandon(self, head: TurnHead) -> None:
+        batch = await self._approvals.batch(head.tenant, head.batch)
+        if batch is not None:
+            await self._approvals.abandon(
+                head.tenant,
+                head.batch,
+                reason="The response was deleted by its caller.",
+                running=read_state(batch.held).background,
+            )
 
     async def _delete_upstream(self, upstream: str, response_id: str) -> None:
         try:
@@ -226,6 +244,10 @@ class ResponseService:
                 param="model",
             )
         return Answer(body=encode(listed[model]))
+
+
+def _is_background(turn: Turn) -> bool:
+    return bytes(parse_document(turn.response).get("background", NULL)) == b"true"
 
 
 def _public(answer: UpstreamAnswer) -> Answer:

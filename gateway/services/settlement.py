@@ -311,7 +311,7 @@ def _learn(running: Running, result: LegResult) -> None:
             label = msgspec.json.decode(item, type=_Call).server_label
             attachment = running.tools.attachment(label)
             facts = facts.after(attachment.server if attachment else None)
-    if running.batch is not None:
+    if running.batch is not None and running.batch.approvals:
         facts = after_answers(facts, running.batch.approvals)
     state.facts = facts
 

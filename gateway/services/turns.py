@@ -124,6 +124,8 @@ class TurnService:
         if prepared.join is not None:
             return await self._join(caller, prepared.join, streamed=request.stream, wait=wait)
         running = self._running(caller, prepared)
+        if prepared.state.background:
+            return await self._queued(running, wait, notices=wants_notices(caller))
         leg = Leg(
             state=prepared.state,
             tools=prepared.tools,
@@ -189,6 +191,18 @@ class TurnService:
             async with aclosing(followed) as blocks:
                 async for block in blocks:
                     yield block
+
+    async def _queued(
+        self, running: Running, wait: float, *, notices: bool
+    ) -> Answer | EventStream:
+        """Run a turn as a job, and answer with a view on it (STREAM-3)."""
+        state = running.state
+        await self._pipe.queue(running, LogTee(self._log, running) if state.streamed else Tee())
+        if not state.streamed:
+            return await self._records.wait(state.tenant, state.turn_id, seconds=wait)
+        look = Notices(self._approvals, state.tenant, state.turn_id).look if notices else None
+        followed = self._following.events(state.tenant, state.turn_id, after=-1, notices=look)
+        return EventStream({}, followed)
 
     async def _json(self, running: Running, leg: Leg, wait: float) -> Answer:
         try:

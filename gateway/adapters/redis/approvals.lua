@@ -586,14 +586,20 @@ function op.finish()
   return 1
 end
 
--- id, nonce, cause, sealed actor and reason. A caller gives up what waits; a person may also give
--- up what is in doubt.
+local RUNS = { ready = true, claimed = true, dispatched = true }
+
+-- id, nonce, cause, sealed actor and reason, '1' for a turn that may be stopped while it runs. A
+-- caller gives up what waits, and in background what runs; a person also what is in doubt.
 function op.abandon()
   local id, key, cause = ARGV[4], batch_key(ARGV[4]), ARGV[6]
   advance_all(key)
   local b = redis.call('HMGET', key, 's', 'an')
   if b[1] == 'abandoned' then return b[2] == ARGV[5] and 1 or 0 end
-  if b[1] ~= 'waiting' and not (cause == 'rewind' and b[1] == 'indeterminate') then return 0 end
+  local stopped = ARGV[8] == '1' and RUNS[b[1]]
+  if b[1] ~= 'waiting' and not stopped and not (cause == 'rewind' and b[1] == 'indeterminate') then
+    return 0
+  end
+  if stopped then publish('stop:' .. tenant .. ':' .. id) end
   if cause == 'rewind' then
     give_up(id, cause, 'batch', ARGV[7], 'change', ARGV[7])
     for _, member in ipairs(members(key)) do note(member, 'rewound', 'batch', ARGV[7]) end

@@ -399,9 +399,15 @@ class RedisApprovalStore(ApprovalStore):
 
     @override
     @store_errors
-    async def abandon(self, tenant: str, batch_id: str, *, reason: str) -> bool:
+    async def abandon(
+        self, tenant: str, batch_id: str, *, reason: str, running: bool = False
+    ) -> bool:
         note = self._records.seal_note(tenant, batch_id, reason)
-        return bool(await self._call("abandon", tenant, batch_id, _nonce(), "caller", note))
+        return bool(
+            await self._call(
+                "abandon", tenant, batch_id, _nonce(), "caller", note, str(int(running))
+            )
+        )
 
     @override
     @store_errors

@@ -1,10 +1,16 @@
 -- Write a turn and the index of its items; a repeat writes the same again.
 -- KEYS: turn. ARGV: prefix, turn id, ttl in ms, parent, head, items, response, hint,
--- item ids as MessagePack, '1' if the turn must be new.
+-- item ids as MessagePack, '1' if the turn must be new; and where the writer holds a claim: the
+-- batch and the fence, without which nothing is written.
 -- HSET comes first: a full server refuses it, and then nothing was written.
 local key, prefix, id, ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local packed = ARGV[9]
 local items = cmsgpack.unpack(packed)
+if ARGV[11] then
+  local batch = redis.call('HMGET', prefix .. 'batch:' .. ARGV[11], 's', 'f')
+  local held = batch[1] == 'claimed' or batch[1] == 'dispatched'
+  if not held or batch[2] ~= ARGV[12] then return 0 end
+end
 if ARGV[10] == '1' then
   local head = redis.call('HGET', key, 'h')
   if head and head ~= ARGV[5] then return 0 end

@@ -38,16 +38,22 @@ class RedisTurnStore(TurnStore):
 
     @override
     @store_errors
-    async def record(self, turn: Turn, *, ttl: int, new: bool = False) -> bool:
-        if await self._write(turn, ttl, new=new):
+    async def record(
+        self, turn: Turn, *, ttl: int, new: bool = False, claim: tuple[str, int] | None = None
+    ) -> bool:
+        if await self._write(turn, ttl, new=new, claim=claim):
             return True
+        if claim is not None:
+            return False
         taken = await self.head(turn.head.tenant, turn.head.id)
         owner = (turn.head.subject, turn.head.end_user)
         if taken is not None and (taken.subject, taken.end_user) != owner:
             return False
         return await self._write(turn, ttl, new=False)
 
-    async def _write(self, turn: Turn, ttl: int, *, new: bool) -> bool:
+    async def _write(
+        self, turn: Turn, ttl: int, *, new: bool, claim: tuple[str, int] | None = None
+    ) -> bool:
         head = turn.head
         tenant, turn_id = head.tenant, head.id
         written = await self._record(
@@ -64,6 +70,7 @@ class RedisTurnStore(TurnStore):
             _raw(keys.wake_turn(tenant, turn_id)),
             _ENCODER.encode(turn.item_ids),
             int(new),
+            *((_raw(claim[0]), claim[1]) if claim else ()),
         )
         return bool(written)
 
