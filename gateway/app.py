@@ -24,6 +24,7 @@ from gateway.adapters.openai.upstream import OpenAIUpstreams
 from gateway.adapters.redis.approvals import RedisApprovalStore
 from gateway.adapters.redis.audit import RedisAuditStore
 from gateway.adapters.redis.client import Client, open_clients
+from gateway.adapters.redis.conversations import RedisConversationStore
 from gateway.adapters.redis.event_log import RedisEventLog
 from gateway.adapters.redis.fleet import RedisFleet
 from gateway.adapters.redis.grants import RedisGrantStore
@@ -100,6 +101,7 @@ class Stores:
     """The state of a process, over one store."""
 
     turns: RedisTurnStore
+    conversations: RedisConversationStore
     approvals: RedisApprovalStore
     grants: RedisGrantStore
     log: RedisEventLog
@@ -176,7 +178,12 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
 
     following = Following(log=stores.log, turns=stores.turns, wake=stores.wake, lifecycle=life)
     endings = Endings(
-        turns=stores.turns, log=stores.log, following=following, meter=meter, tenants=tenants
+        turns=stores.turns,
+        conversations=stores.conversations,
+        log=stores.log,
+        following=following,
+        meter=meter,
+        tenants=tenants,
     )
     records = Records(turns=stores.turns, approvals=stores.approvals, following=following)
     keys = KeyRing(settings.to_api_keys())
@@ -207,6 +214,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     )
     preparation = Preparation(
         turns=stores.turns,
+        conversations=stores.conversations,
         answers=NativeAnswers(stores.approvals, refusals=refusals, lease=lease),
         catalog=catalog,
         judge=judge,
@@ -219,6 +227,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         legs=legs,
         settlement=settlement,
         turns=stores.turns,
+        conversations=stores.conversations,
         approvals=stores.approvals,
         jobs=stores.jobs,
         outbox=stores.outbox,
@@ -230,6 +239,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     continuations = Continuations(
         approvals=stores.approvals,
         turns=stores.turns,
+        conversations=stores.conversations,
         log=stores.log,
         jobs=stores.jobs,
         fleet=stores.fleet,
@@ -304,6 +314,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         pipe=pipe,
         records=records,
         approvals=stores.approvals,
+        conversations=stores.conversations,
         log=stores.log,
         following=following,
         health=health,
@@ -321,6 +332,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     )
     responses = ResponseService(
         turns=stores.turns,
+        conversations=stores.conversations,
         approvals=stores.approvals,
         grants=grants,
         upstream=upstream,
@@ -336,7 +348,12 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         turns=stores.turns, approvals=stores.approvals, records=records, refusals=refusals
     )
     conversations = ConversationService(
-        turns=stores.turns, upstream=upstream, catalog=catalog, bounds=bounds, refusals=refusals
+        turns=stores.turns,
+        conversations=stores.conversations,
+        upstream=upstream,
+        catalog=catalog,
+        bounds=bounds,
+        refusals=refusals,
     )
     approvals = ApprovalService(
         grants=grants,
@@ -438,6 +455,7 @@ def make_stores(
     consumer = f"{socket.gethostname()}-{os.getpid()}"
     return Stores(
         turns=RedisTurnStore(commands, cipher),
+        conversations=RedisConversationStore(commands, cipher),
         approvals=RedisApprovalStore(commands, cipher, fsync=fsync),
         grants=RedisGrantStore(commands, cipher),
         log=RedisEventLog(commands, cipher),

@@ -44,7 +44,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "CHAIN-2": Requirement("a chain stays with its upstream"),
     "CHAIN-3": Requirement("servers and secrets are attached again on each leg"),
     "CHAIN-4": Requirement("state is written before the terminal event leaves; forks work"),
-    "CHAIN-5": Requirement("conversations", "part", "passed through, not kept by the gateway"),
+    "CHAIN-5": Requirement("conversations, passed through or kept by the gateway"),
     "STATE-1": Requirement("stateless mode"),
     "STATE-2": Requirement("replayed is exactly what was produced"),
     "STATE-3": Requirement("left-out reasoning is put back", "later"),

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 from gateway.domain.approvals import REVALIDATION, Approval, Batch, BatchStatus, Event, Verdict
 from gateway.domain.audit import Checkpoint, Document, Link, Occurrence
 from gateway.domain.calls import NEW_CHAIN, ChainFacts
+from gateway.domain.conversations import Conversation, Entry, Progress
 from gateway.domain.grants import Candidate, Grant
 from gateway.domain.pins import PinSet
 from gateway.domain.secrets import SecretRef
@@ -44,6 +45,7 @@ class TurnHead:
         code: The code of the error that ended a held or locked turn, or "".
         began: When the caller's request came, in seconds since the epoch.
         trace: The finished legs.
+        conversation: The conversation that the turn works on, where the gateway keeps it.
     """
 
     id: str
@@ -63,6 +65,7 @@ class TurnHead:
     code: str = ""
     began: float = 0.0
     trace: tuple[LegSummary, ...] = ()
+    conversation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +146,74 @@ class TurnStore(Protocol):
 
     async def delete(self, tenant: str, turn_id: str) -> bool:
         """Delete a turn and its index and event log at once; false when it was not there."""
+        ...
+
+
+class ConversationStore(Protocol):
+    """Conversations that the gateway keeps; one turn at a time works on each.
+
+    Raises:
+        Conflict: `conversation_locked`, from `lock`, `append` and `remove`: another turn does.
+    """
+
+    async def create(
+        self, conversation: Conversation, entries: Sequence[Entry], *, ttl: int
+    ) -> None:
+        """Keep a new conversation with its first items."""
+        ...
+
+    async def get(self, tenant: str, conversation_id: str) -> tuple[Conversation, Progress] | None:
+        """Read a conversation without its items."""
+        ...
+
+    async def items(self, tenant: str, conversation_id: str, *, ttl: int) -> Sequence[Entry] | None:
+        """Read the items in order, in one round trip; `None` without such a conversation."""
+        ...
+
+    async def change(self, conversation: Conversation, *, ttl: int) -> bool:
+        """Write a conversation anew; false when it is no more."""
+        ...
+
+    async def lock(
+        self,
+        tenant: str,
+        conversation_id: str,
+        token: str,
+        *,
+        seconds: float,
+        ttl: int,
+        instead: str = "",
+    ) -> bool:
+        """Let the holder of a token work on it for `seconds`; false when it is no more.
+
+        Args:
+            instead: The token that is replaced by this one.
+        """
+        ...
+
+    async def unlock(self, tenant: str, conversation_id: str, token: str) -> None:
+        """End the work of the holder of a token, if it is that."""
+        ...
+
+    async def append(
+        self,
+        tenant: str,
+        conversation_id: str,
+        entries: Sequence[Entry],
+        *,
+        ttl: int,
+        token: str = "",
+        progress: Progress | None = None,
+    ) -> bool:
+        """Add items that are not there yet, and end the work; false when it is no more."""
+        ...
+
+    async def remove(self, tenant: str, conversation_id: str, item_id: str) -> bool:
+        """Take an item out; false when it is not there."""
+        ...
+
+    async def delete(self, tenant: str, conversation_id: str) -> None:
+        """Delete a conversation with its items at once."""
         ...
 
 

@@ -66,6 +66,8 @@ class TurnState(msgspec.Struct):
         request_id: The gateway's own id of the caller's request.
         version: Of the rules and servers under which the turn was held, or "".
         background: The gateway runs the turn as a job, under an id of its own (STREAM-3).
+        conversation_id: The conversation that the gateway keeps and the turn works on, or "".
+        lock: The token by which it does.
         asked: The input of a background turn's first leg, where the upstream holds the chain.
     """
 
@@ -102,6 +104,8 @@ class TurnState(msgspec.Struct):
     request_id: str = ""
     version: str = ""
     background: bool = False
+    conversation_id: str = ""
+    lock: str = ""
     asked: Raw = NULL
 
     @property
@@ -123,7 +127,10 @@ class View:
         self._has_mcp = has_mcp
         self._hide = state.stateless and not state.shows_ciphertext
         self._first_changes = (
-            has_mcp or state.background or (state.stateless and state.parent is not None)
+            has_mcp
+            or state.background
+            or state.conversation_id != ""
+            or (state.stateless and state.parent is not None)
         )
 
     @property
@@ -148,6 +155,8 @@ class View:
             shown["tools"] = public_tools(shown["tools"])
         if self._state.stateless and self._state.parent is not None:
             shown["previous_response_id"] = raw(self._state.parent)
+        if self._state.conversation_id:
+            shown["conversation"] = raw({"id": self._state.conversation_id})
         if self._state.background:
             shown |= _in_background(self._state)
         if "output" in shown and self._hide:
@@ -204,6 +213,7 @@ def queued_response(state: TurnState) -> Document:
     tools = [tool.plain if tool.server is None else tool.server.tool for tool in state.tools]
     return {
         **_in_background(state),
+        **({"conversation": raw({"id": state.conversation_id})} if state.conversation_id else {}),
         "object": raw("response"),
         "status": raw("queued"),
         "model": raw(state.model),

@@ -28,6 +28,7 @@ from gateway.domain.identity import Tenant
 from gateway.domain.ports import (
     ApprovalStore,
     ByteStream,
+    ConversationStore,
     EventLog,
     Fleet,
     Job,
@@ -72,6 +73,7 @@ class Continuations:
         *,
         approvals: ApprovalStore,
         turns: TurnStore,
+        conversations: ConversationStore,
         log: EventLog,
         jobs: JobQueue,
         fleet: Fleet,
@@ -90,6 +92,7 @@ class Continuations:
         self._version = version
         self._approvals = approvals
         self._turns = turns
+        self._conversations = conversations
         self._log = log
         self._jobs = jobs
         self._fleet = fleet
@@ -226,6 +229,13 @@ class Continuations:
     async def _base(self, state: TurnState, tenant: Tenant) -> Raw | None:
         """Write the first leg's input again: the chain as it is now, and the turn's own items."""
         own = [item_of(item.i) for item in state.items if item.o == "in"]
+        if state.conversation_id:
+            entries = await self._conversations.items(
+                state.tenant, state.conversation_id, ttl=tenant.ttl
+            )
+            if entries is None:
+                raise Conflict("The conversation was deleted meanwhile.", code="chain_deleted")
+            return raw(replay([[entry.kept for entry in entries]], own))
         if state.parent is None:
             return raw([item.raw for item in own]) if own else None
         chain = await self._turns.chain(state.tenant, state.parent, ttl=tenant.ttl)

@@ -17,7 +17,7 @@ from gateway.domain.approvals import Batch
 from gateway.domain.documents import NULL, encode, parse_document, raw
 from gateway.domain.errors import Conflict, GatewayError
 from gateway.domain.identity import Tenant
-from gateway.domain.ports import EventLog, Meter, Turn, TurnStore
+from gateway.domain.ports import ConversationStore, EventLog, Meter, Turn, TurnStore
 from gateway.domain.turns import read_state
 from gateway.services.failures import doubt, ending
 from gateway.services.following import RUNNING, Following
@@ -35,12 +35,14 @@ class Endings:
         self,
         *,
         turns: TurnStore,
+        conversations: ConversationStore,
         log: EventLog,
         following: Following,
         meter: Meter,
         tenants: Mapping[str, Tenant],
     ) -> None:
         self._turns = turns
+        self._conversations = conversations
         self._log = log
         self._following = following
         self._meter = meter
@@ -64,6 +66,8 @@ class Endings:
         head = replace(turn.head, status=status, code=error.code or "")
         ended = replace(turn, head=head, response=response)
         await self._turns.record(ended, ttl=self._ttl(turn))
+        if head.conversation:
+            await self._conversations.unlock(head.tenant, head.conversation, head.id)
         return ended
 
     async def close(self, turn: Turn, error: GatewayError | None = None) -> None:

@@ -33,6 +33,7 @@ import msgspec
 
 from gateway.domain import events
 from gateway.domain.approvals import Approval, ApprovalStatus, Batch, BatchStatus, withdrawn
+from gateway.domain.conversations import Progress, entry_of
 from gateway.domain.documents import NULL, Document, Raw, encode, parse_array, raw
 from gateway.domain.errors import (
     Conflict,
@@ -45,6 +46,7 @@ from gateway.domain.ports import (
     ApprovalStore,
     AuditLog,
     ByteStream,
+    ConversationStore,
     Job,
     JobQueue,
     Meter,
@@ -130,6 +132,7 @@ class Pipe:
         legs: Legs,
         settlement: Settlement,
         turns: TurnStore,
+        conversations: ConversationStore,
         approvals: ApprovalStore,
         jobs: JobQueue,
         outbox: Outbox,
@@ -146,6 +149,7 @@ class Pipe:
         self._legs = legs
         self._settlement = settlement
         self._turns = turns
+        self._conversations = conversations
         self._approvals = approvals
         self._meter = meter
 
@@ -360,6 +364,7 @@ class Pipe:
         """
         state = running.state
         state.version = self._version
+        await self._keep_conversation(running)
         await tee.flush()
         look = Job(
             token="",
@@ -386,6 +391,8 @@ class Pipe:
             self._count(running, response, code)
         if not state.keep and not running.held:
             return
+        if ends and state.conversation_id:
+            await self._converse(running, _status(response), code)
         served = not state.stored or state.legs > 1 or running.held or code is not None
         shown = running.view.final(response) if ends else response
         new, running.recorded = not running.recorded, True
@@ -411,6 +418,7 @@ class Pipe:
                     code=code or "",
                     began=state.started_at,
                     trace=tuple(state.trace),
+                    conversation=state.conversation_id,
                 ),
                 items=pack(state.items) if state.keep else b"",
                 # One whose caller is asked is shown to who chooses for it (APPR-5).
@@ -425,6 +433,40 @@ class Pipe:
             raise Overtaken("The claim of the response was lost.")
         if not written:
             raise id_reused(state.turn_id)
+
+    async def _keep_conversation(self, running: Running) -> None:
+        """Keep a turn's conversation for it until it ends, in whatever process that is."""
+        state = running.state
+        if not state.conversation_id or state.lock == state.turn_id:
+            return
+        ttl = running.tenant.ttl
+        await self._conversations.lock(
+            state.tenant,
+            state.conversation_id,
+            state.turn_id,
+            seconds=ttl,
+            ttl=ttl,
+            instead=state.lock,
+        )
+        state.lock = state.turn_id
+
+    async def _converse(self, running: Running, status: str, code: str | None) -> None:
+        """Take an ended turn into its conversation, before its terminal event leaves (CHAIN-5).
+
+        A turn that failed leaves nothing there, and the next one may begin.
+        """
+        state = running.state
+        if code is None and status in ("completed", "incomplete"):
+            await self._conversations.append(
+                state.tenant,
+                state.conversation_id,
+                [entry_of(kept) for kept in state.items if kept.o != "lost"],
+                ttl=running.tenant.ttl,
+                token=state.lock,
+                progress=Progress(state.facts),
+            )
+        else:
+            await self._conversations.unlock(state.tenant, state.conversation_id, state.lock)
 
     def _count(self, running: Running, response: Document, code: str | None) -> None:
         state = running.state
@@ -497,6 +539,15 @@ class Pipe:
             told,
             occurrence=state.last_leg,
         )
+        if state.conversation_id:
+            await self._conversations.append(
+                state.tenant,
+                state.conversation_id,
+                (),
+                ttl=running.tenant.ttl,
+                token=state.lock,
+                progress=Progress(state.facts, error.code or ""),
+            )
         conversation = conversation_of(state.body)
         turn = await self._turns.read(state.tenant, conversation) if conversation else None
         if turn is not None:
@@ -555,7 +606,11 @@ class Pipe:
         )
 
     async def release(self, running: Running) -> None:
-        """End a batch whose leg was left by its caller; what it ran is not known."""
+        """End what a turn held that is over, or was left by its caller.
+
+        What an open batch ran is not known.
+        """
+        await self._leave_conversation(running)
         batch, running.batch = running.batch, None
         if batch is not None:
             status = BatchStatus.INDETERMINATE if running.dispatched else BatchStatus.READY
@@ -563,6 +618,15 @@ class Pipe:
                 await self._finish(running, batch, status)
             except GatewayError:
                 logger.exception("a batch could not be released")
+
+    async def _leave_conversation(self, running: Running) -> None:
+        keeping, running.keeping = running.keeping, None
+        if keeping is not None:
+            keeping.cancel()
+        state = running.state
+        if state.conversation_id and not running.held:
+            with contextlib.suppress(GatewayError):  # else it ends by its time
+                await self._conversations.unlock(state.tenant, state.conversation_id, state.lock)
 
 
 @contextmanager

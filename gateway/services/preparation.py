@@ -5,6 +5,7 @@ Nothing is sent upstream and nothing is stored before all of it has passed.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from gateway.domain.calls import NEW_CHAIN, ChainFacts
+from gateway.domain.conversations import LOCK
 from gateway.domain.documents import Document, Raw, raw
 from gateway.domain.errors import BadRequest, Conflict, Forbidden, NotFound
 from gateway.domain.history import (
@@ -25,7 +27,7 @@ from gateway.domain.history import (
 )
 from gateway.domain.identity import Tenant
 from gateway.domain.loops import check_budget
-from gateway.domain.ports import TurnHead, TurnStore
+from gateway.domain.ports import ConversationStore, TurnHead, TurnStore
 from gateway.domain.registry import McpServer, Model, Route
 from gateway.domain.requests import (
     ENCRYPTED_REASONING,
@@ -95,6 +97,7 @@ class Preparation:
         self,
         *,
         turns: TurnStore,
+        conversations: ConversationStore,
         answers: NativeAnswers,
         catalog: Catalog,
         judge: Judge,
@@ -102,14 +105,20 @@ class Preparation:
         refusals: Refusals,
     ) -> None:
         self._turns = turns
+        self._conversations = conversations
         self._answers = answers
         self._catalog = catalog
         self._judge = judge
         self._pinning = pinning
         self._refusals = refusals
 
-    async def prepare(self, caller: Caller, request: CreateRequest) -> Prepared:
+    async def prepare(
+        self, caller: Caller, request: CreateRequest, *, runs: bool = True
+    ) -> Prepared:
         """Admit and prepare a create request.
+
+        Args:
+            runs: The turn will run, and so has its conversation for itself from here on.
 
         Raises:
             GatewayError: As the contract says for each kind of bad input.
@@ -149,7 +158,8 @@ class Preparation:
             background=background,
             tools=hold_tools(tools),
             parent=parent.id if parent and not _is_conversation(parent) else None,
-            conversation=request.conversation is not None,
+            conversation=request.conversation is not None and not stateless,
+            conversation_id=(request.conversation or "") if stateless else "",
             stateless=stateless,
             keep=not (stateless and tenant.cache == "off"),
             stored=not stateless,
@@ -159,7 +169,20 @@ class Preparation:
             request_id=caller.request_id,
             headers={k: caller.headers[k] for k in _PASSED_HEADERS if k in caller.headers},
         )
-        return await self._with_input(caller, request, parent, state, tools)
+        if not state.conversation_id or not runs:
+            return await self._with_input(caller, request, parent, state, tools)
+        state.lock = secrets.token_hex(16)
+        if not await self._conversations.lock(
+            tenant.id, state.conversation_id, state.lock, seconds=LOCK, ttl=tenant.ttl
+        ):
+            raise _no_conversation(state.conversation_id)
+        prepared = None
+        try:
+            prepared = await self._with_input(caller, request, parent, state, tools)
+        finally:
+            if prepared is None or prepared.join is not None:
+                await self._conversations.unlock(tenant.id, state.conversation_id, state.lock)
+        return prepared
 
     async def _with_input(
         self,
@@ -188,7 +211,9 @@ class Preparation:
             items = answers.complete(items)
         state.items = [Kept("in", item.raw) for item in items]
         prepared = Prepared(state=state, tools=tools, answers=answers)
-        if parent is None or state.parent is None:
+        if state.conversation_id:
+            prepared.input = raw(await self._conversation(caller, state.conversation_id, items))
+        elif parent is None or state.parent is None:
             prepared.input = _input(request, items)
         elif parent.stored and not state.stateless:
             state.parent_leg = prepared.previous = parent.last_leg or parent.id
@@ -208,16 +233,21 @@ class Preparation:
             head = await self._turns.head(tenant, request.previous_response_id)
             if head is None or not owned(head, caller, end_user) or _is_conversation(head):
                 raise previous_not_found(request.previous_response_id)
+            if head.conversation:
+                raise BadRequest(
+                    f"The response '{head.id}' belongs to the conversation '{head.conversation}'; "
+                    "go on with 'conversation'.",
+                    param="previous_response_id",
+                )
             _check_ended(head, request, stateless=caller.tenant.stateless or request.store is False)
             return head
         if request.conversation is not None:
-            head = await self._turns.head(tenant, request.conversation)
+            if caller.tenant.stateless:
+                head = await kept_head(self._conversations, tenant, request.conversation)
+            else:
+                head = await self._turns.head(tenant, request.conversation)
             if head is None or not owned(head, caller, end_user) or not _is_conversation(head):
-                raise NotFound(
-                    f"Conversation with id '{request.conversation}' not found.",
-                    code="conversation_not_found",
-                    param="conversation",
-                )
+                raise _no_conversation(request.conversation)
             if head.code:
                 raise _locked(head, "conversation")
             return head
@@ -228,6 +258,16 @@ class Preparation:
         if chain is None:
             raise previous_not_found(turn_id)
         return replay((unpack(turn.items) for turn in chain), items)
+
+    async def _conversation(
+        self, caller: Caller, conversation_id: str, items: Sequence[Item]
+    ) -> list[Raw]:
+        entries = await self._conversations.items(
+            caller.tenant.id, conversation_id, ttl=caller.tenant.ttl
+        )
+        if entries is None:
+            raise _no_conversation(conversation_id)
+        return replay([[entry.kept for entry in entries]], items)
 
     async def _own_items(
         self, caller: Caller, items: Sequence[Item], state: TurnState
@@ -314,6 +354,7 @@ class Preparation:
         if request.model and route.deployment != request.model:
             body["model"] = raw(route.deployment)
         if stateless:
+            body.pop("conversation", None)
             body["store"] = raw(False)
             body["include"] = raw(list(dict.fromkeys([*request.include, ENCRYPTED_REASONING])))
         else:
@@ -383,6 +424,33 @@ def _has_guarded(items: Sequence[Item]) -> bool:
     )
 
 
+def _no_conversation(conversation_id: str) -> NotFound:
+    return NotFound(
+        f"Conversation with id '{conversation_id}' not found.",
+        code="conversation_not_found",
+        param="conversation",
+    )
+
+
+async def kept_head(store: ConversationStore, tenant: str, conversation_id: str) -> TurnHead | None:
+    """Read a conversation that the gateway keeps, as what a turn goes on from."""
+    found = await store.get(tenant, conversation_id)
+    if found is None:
+        return None
+    conversation, progress = found
+    return TurnHead(
+        id=conversation.id,
+        tenant=conversation.tenant,
+        upstream=conversation.upstream,
+        end_user=conversation.end_user,
+        subject=conversation.subject,
+        status="conversation",
+        stored=False,
+        facts=progress.facts,
+        code=progress.code,
+    )
+
+
 def _is_conversation(head: TurnHead) -> bool:
     return head.status == "conversation"
 
@@ -403,9 +471,9 @@ def _check_modes(request: CreateRequest, tenant: Tenant, stateless: bool) -> Non
             code="prompt_not_allowed",
             param="prompt",
         )
-    if not stateless:
+    if not stateless or request.conversation is None:
         return
-    if request.conversation is not None:
+    if not tenant.stateless or tenant.cache == "off":
         raise BadRequest(
             "'conversation' needs stored responses; this one is stateless.",
             code="conversation_not_supported",

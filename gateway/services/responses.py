@@ -18,6 +18,7 @@ from gateway.domain.history import Kept, hide_ciphertext, ids_of, pack, unpack
 from gateway.domain.ports import (
     ApprovalStore,
     ByteStream,
+    ConversationStore,
     Turn,
     TurnHead,
     TurnStore,
@@ -35,7 +36,7 @@ from gateway.services.interception import Interceptor
 from gateway.services.legs import Leg, Legs
 from gateway.services.notices import Notices, wants_notices
 from gateway.services.preparation import Catalog, Preparation
-from gateway.services.records import Answer, EventStream, Records
+from gateway.services.records import Answer, EventStream, Records, page_of
 
 _TRIES = 5
 """Most times that a running turn is cancelled, which may have gone on to its next leg."""
@@ -52,6 +53,7 @@ class ResponseService:
         turns: TurnStore,
         approvals: ApprovalStore,
         grants: Grants,
+        conversations: ConversationStore,
         upstream: UpstreamClient,
         records: Records,
         following: Following,
@@ -64,6 +66,7 @@ class ResponseService:
         self._turns = turns
         self._approvals = approvals
         self._grants = grants
+        self._conversations = conversations
         self._upstream = upstream
         self._records = records
         self._following = following
@@ -166,6 +169,8 @@ class ResponseService:
             for leg in dict.fromkeys((head.last_leg, head.id)):
                 if leg:
                     await self._delete_upstream(head.upstream, leg)
+        if head.conversation and head.status in RUNNING:
+            await self._conversations.unlock(head.tenant, head.conversation, head.id)
         await self._grants.end_chain(head.tenant, head.facts.id or head.id)
         await self._turns.delete(head.tenant, head.id)
         body = {"id": response_id, "object": "response.deleted", "deleted": True}
@@ -200,7 +205,7 @@ class ResponseService:
         turn = await self._turns.read(head.tenant, head.id)
         if turn is None:
             raise response_not_found(response_id)
-        return Answer(body=encode(_page(_inputs(turn), query)))
+        return Answer(body=encode(page_of(_inputs(turn), query)))
 
     async def count(self, caller: Caller, document: Document, path: str) -> Answer:
         """Pass on `input_tokens` and `compact`, with the chain and the tools of a turn."""
@@ -209,7 +214,7 @@ class ResponseService:
             raise BadRequest(
                 "Approval responses can only be sent to create a response.", param="input"
             )
-        prepared = await self._preparation.prepare(caller, request)
+        prepared = await self._preparation.prepare(caller, request, runs=False)
         tools, scrubber = await self._legs.join(prepared.tools, prepared.state.upstream)
         for key in ("store", "include"):
             if key not in document:
@@ -289,30 +294,3 @@ def _inputs(turn: Turn) -> list[Document]:
         item.setdefault("type", raw("message"))
         listed.append(item)
     return listed
-
-
-def _page(items: list[Document], query: Mapping[str, str]) -> dict[str, object]:
-    """Cut a page out of a list as the API does: newest first unless `order` is `asc`."""
-    try:
-        limit = int(query.get("limit", "20"))
-    except ValueError:
-        limit = 0
-    if not 1 <= limit <= 100:
-        raise BadRequest("'limit' must be from 1 to 100.", code="invalid_value", param="limit")
-    if query.get("order", "desc") != "asc":
-        items = items[::-1]
-    ids = [text_field(item, "id") for item in items]
-    after = query.get("after")
-    if after is not None:
-        if after not in ids:
-            raise NotFound(f"Item with id '{after}' not found.", param="after")
-        items = items[ids.index(after) + 1 :]
-    page = items[:limit]
-    shown = [text_field(item, "id") for item in page]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": shown[0] if shown else None,
-        "last_id": shown[-1] if shown else None,
-        "has_more": len(items) > limit,
-    }

@@ -6,6 +6,7 @@ wrong ever allows (APPR-1).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -73,6 +74,7 @@ class Running:
         recorded: Whether the turn has been written, so that its id is its own.
         upstream_request: The upstream's own id of the last request.
         leg_began: When it was sent, in seconds since the epoch.
+        keeping: Keeps the conversation from other turns while this process runs the turn.
     """
 
     state: TurnState
@@ -88,6 +90,7 @@ class Running:
     recorded: bool = False
     upstream_request: str = ""
     leg_began: float = 0.0
+    keeping: asyncio.Future[None] | None = None
 
 
 def id_reused(response_id: str) -> UpstreamDisconnected:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
 from typing_extensions import override
 
+from gateway.domain.conversations import LOCK
 from gateway.domain.documents import Document, encode, raw
-from gateway.domain.errors import GatewayError, UpstreamDisconnected
+from gateway.domain.errors import GatewayError, StoreUnavailable, UpstreamDisconnected
 from gateway.domain.events import COMMENT
-from gateway.domain.ports import ApprovalStore, ByteStream, EventLog
+from gateway.domain.ports import ApprovalStore, ByteStream, ConversationStore, EventLog
 from gateway.domain.requests import Bounds, parse_create
 from gateway.domain.turns import View
 from gateway.services.callers import Caller
@@ -87,6 +89,7 @@ class TurnService:
         pipe: Pipe,
         records: Records,
         approvals: ApprovalStore,
+        conversations: ConversationStore,
         log: EventLog,
         following: Following,
         health: Health,
@@ -97,6 +100,7 @@ class TurnService:
         self._pipe = pipe
         self._records = records
         self._approvals = approvals
+        self._conversations = conversations
         self._log = log
         self._following = following
         self._health = health
@@ -124,6 +128,8 @@ class TurnService:
         if prepared.join is not None:
             return await self._join(caller, prepared.join, streamed=request.stream, wait=wait)
         running = self._running(caller, prepared)
+        if prepared.state.lock:
+            running.keeping = asyncio.ensure_future(self._keep(running))
         if prepared.state.background:
             return await self._queued(running, wait, notices=wants_notices(caller))
         leg = Leg(
@@ -160,6 +166,7 @@ class TurnService:
             headers = opening.result().headers if opening.done() else {}
         except GatewayError as exc:
             await self._pipe.failed(running, exc)
+            await self._pipe.release(running)
             raise
         except BaseException:
             await close()
@@ -192,12 +199,26 @@ class TurnService:
                 async for block in blocks:
                     yield block
 
+    async def _keep(self, running: Running) -> None:
+        """Keep a turn's conversation from other turns while this process runs it."""
+        state, ttl = running.state, running.tenant.ttl
+        token, kept = state.lock, True
+        while kept:
+            await asyncio.sleep(LOCK / 3)
+            with contextlib.suppress(StoreUnavailable):
+                kept = await self._conversations.lock(
+                    state.tenant, state.conversation_id, token, seconds=LOCK, ttl=ttl
+                )
+
     async def _queued(
         self, running: Running, wait: float, *, notices: bool
     ) -> Answer | EventStream:
         """Run a turn as a job, and answer with a view on it (STREAM-3)."""
         state = running.state
-        await self._pipe.queue(running, LogTee(self._log, running) if state.streamed else Tee())
+        try:
+            await self._pipe.queue(running, LogTee(self._log, running) if state.streamed else Tee())
+        finally:
+            await self._pipe.release(running)
         if not state.streamed:
             return await self._records.wait(state.tenant, state.turn_id, seconds=wait)
         look = Notices(self._approvals, state.tenant, state.turn_id).look if notices else None

@@ -85,6 +85,11 @@ def log(tenant: str, turn_id: str) -> bytes:
     return prefix(tenant) + _bytes("log:" + turn_id)
 
 
+def conversation(tenant: str, conversation_id: str) -> bytes:
+    """Name the hash of a conversation; `:items` and `:order` are beside it."""
+    return prefix(tenant) + _bytes("conv:" + conversation_id)
+
+
 def approval(tenant: str, approval_id: str) -> bytes:
     """Name an approval's hash."""
     return prefix(tenant) + _bytes("apr:" + approval_id)
