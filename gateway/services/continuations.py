@@ -44,7 +44,15 @@ from gateway.domain.turns import TurnState, View, read_state
 from gateway.services.answers import LEASE
 from gateway.services.endings import Endings, abandoned, cancelled
 from gateway.services.failpoints import Point, reached
-from gateway.services.failures import aftermath, as_error, backoff, doubt, lost, repeated_alone
+from gateway.services.failures import (
+    aftermath,
+    approves,
+    as_error,
+    backoff,
+    doubt,
+    lost,
+    repeated_alone,
+)
 from gateway.services.following import RUNNING, Following, stop_key
 from gateway.services.pipe import Overtaken, Pipe, Tee, continuation
 from gateway.services.preparation import restore_tools
@@ -337,6 +345,8 @@ class Continuations:
         again = repeated_alone(batch)
         if again:
             delay = backoff(batch.fence)
+        elif not approves(batch):
+            delay = 0.0  # what was denied cannot have run: there is nothing to ask a person
         else:
             await self._ask(batch)
             delay = max((one.timeout for one in batch.approvals), default=0.0)
@@ -363,7 +373,8 @@ class Continuations:
         if event == "retry":
             await self._approvals.retry(batch.tenant, batch.id, by="policy:repeatable")
         else:
-            reason = "Nobody chose in time whether to send the answers again."
+            chosen = "Nobody chose in time whether to send the answers again."
+            reason = chosen if approves(batch) else "The upstream's answer was lost each time."
             await self._approvals.rewind(batch.tenant, batch.id, by="timeout", reason=reason)
 
     async def cancel(self, batch: Batch) -> bool:

@@ -97,6 +97,11 @@ def repeated_alone(batch: Batch) -> bool:
     return batch.fence <= AUTOMATIC and all(one.annotations.repeatable for one in approved)
 
 
+def approves(batch: Batch) -> bool:
+    """Tell whether a batch lets any tool run."""
+    return any(one.status is ApprovalStatus.APPROVED for one in batch.approvals)
+
+
 def backoff(attempt: int) -> float:
     """Return the seconds to wait before another attempt: 0.5, 1, 2, 4, …"""
     return 0.5 * float(2 ** max(attempt - 1, 0))
