@@ -61,6 +61,7 @@ from gateway.services.pins import Pinning, PinService
 from gateway.services.pipe import Pipe
 from gateway.services.policy import Policy, PolicyEngine
 from gateway.services.preparation import Catalog, Preparation
+from gateway.services.prewarm import Prewarming
 from gateway.services.records import Records
 from gateway.services.redaction import RedactingUpstreams
 from gateway.services.refusals import Refusals
@@ -76,7 +77,7 @@ from gateway.web.answers import Pace
 from gateway.web.approvals import approvals_router
 from gateway.web.audit import audit_router
 from gateway.web.doors import Doors
-from gateway.web.errors import on_exception, on_gateway_error, on_http_error
+from gateway.web.errors import on_exception, on_http_error
 from gateway.web.grants import grants_router
 from gateway.web.health import health_router
 from gateway.web.pins import pins_router
@@ -87,6 +88,7 @@ from gateway.web.responses import (
     responses_router,
     resumption_router,
 )
+from gateway.web.sockets import SocketServices, sockets_router
 from gateway.web.webhooks import webhooks_router
 
 logger = logging.getLogger("gateway")
@@ -135,7 +137,7 @@ def create_app(settings: Settings, *, lifecycle: Lifecycle | None = None) -> Lit
     return Litestar(
         lifespan=[lifespan],
         exception_handlers={
-            GatewayError: on_gateway_error,
+            GatewayError: on_exception,
             HTTPException: on_http_error,
             Exception: on_exception,
         },
@@ -375,6 +377,20 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
     )
     return [
         create_router(doors, turns, pace),
+        sockets_router(
+            SocketServices(
+                doors=doors,
+                turns=turns,
+                prewarming=Prewarming(
+                    preparation=preparation, turns=stores.turns, health=health, bounds=bounds
+                ),
+                meter=meter,
+                lifecycle=life,
+                pace=pace,
+                lifetime=settings.server.websocket_lifetime,
+                origins=settings.server.cors_allow_origins,
+            )
+        ),
         responses_router(doors, responses, pace),
         resumption_router(doors, resumption, pace),
         conversations_router(doors, conversations, pace),

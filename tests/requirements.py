@@ -37,7 +37,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "API-3": Requirement("unknown fields, events and headers pass; bytes pass untouched"),
     "API-4": Requirement("the caller sees the upstream's own id of the first leg"),
     "API-5": Requirement("errors in OpenAI's shape, upstream errors kept, none silent in a stream"),
-    "API-6": Requirement("WebSocket mode", "later"),
+    "API-6": Requirement("WebSocket mode, but for steering, which upstreams over HTTP lack"),
     "API-7": Requirement("images and files", "later"),
     "API-8": Requirement("Azure OpenAI upstream with Entra ID or key"),
     "CHAIN-1": Requirement("a chain continues for its owner only; all else is 404"),

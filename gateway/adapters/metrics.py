@@ -158,6 +158,13 @@ class PrometheusMeter(Meter):
             ("reason",),
             registry=self._registry,
         )
+        self._websockets = Gauge(
+            "gateway_websockets_open",
+            "WebSockets that are open.",
+            ("tenant",),
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
 
     def _child(self, metric: Any, *labels: str) -> Any:
         """Find a metric's series; looking it up in the metric itself costs 5 µs each time."""
@@ -246,6 +253,10 @@ class PrometheusMeter(Meter):
     @override
     def webhook_endpoint_disabled(self, reason: str) -> None:
         self._child(self._webhook_endpoints_off, reason).inc()
+
+    @override
+    def websockets(self, tenant: str, change: int) -> None:
+        self._child(self._websockets, tenant).inc(change)
 
     def expose(self) -> tuple[bytes, str]:
         """Write the metrics of all workers of this replica, and their media type."""

@@ -1147,3 +1147,7 @@ class Meter(Protocol):
     def webhook_endpoint_disabled(self, reason: str) -> None:
         """Count a webhook endpoint that was switched off."""
         ...
+
+    def websockets(self, tenant: str, change: int) -> None:
+        """Note that a tenant's WebSocket was opened (1) or closed (-1)."""
+        ...

@@ -31,7 +31,9 @@ class _Server(uvicorn.Server):
             self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
 
-def _server(app: Any, host: str, port: int, ready: Callable[[str], None]) -> _Server:
+def _server(
+    app: Any, host: str, port: int, ready: Callable[[str], None], **options: Any
+) -> _Server:
     config = uvicorn.Config(
         app,
         host=host,
@@ -40,7 +42,7 @@ def _server(app: Any, host: str, port: int, ready: Callable[[str], None]) -> _Se
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=1,
-        ws="none",
+        **{"ws": "none", **options},
     )
     return _Server(config, ready)
 
@@ -58,8 +60,11 @@ def run(settings: EmulatorSettings, host: str = "127.0.0.1", port: int = 8099) -
 
 
 @contextmanager
-def serving(app: Any, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+def serving(app: Any, host: str = "127.0.0.1", port: int = 0, **options: Any) -> Iterator[str]:
     """Serve an application in a thread for the length of the block, and give its base URL.
+
+    Args:
+        options: More of uvicorn's options.
 
     Raises:
         RuntimeError: when it does not start.
@@ -71,7 +76,7 @@ def serving(app: Any, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
         urls.append(url)
         started.set()
 
-    server = _server(app, host, port, ready)
+    server = _server(app, host, port, ready, **options)
 
     def target() -> None:
         try:

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from types import FrameType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 from pydantic import SecretStr
@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from gateway.domain.lifecycle import Lifecycle
 from gateway.server.protocol import HttpLimits, protocol_class
+from gateway.server.sockets import SocketProtocol
 from gateway.settings import ServerSettings, Settings
 
 if TYPE_CHECKING:
@@ -177,7 +178,22 @@ def server_config(app: ASGIApplication, settings: ServerSettings) -> uvicorn.Con
         backlog=4096,
         timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # seconds, any number
         timeout_graceful_shutdown=settings.grace_period,  # type: ignore[arg-type]  # likewise
+        **websocket_options(settings),
     )
+
+
+def websocket_options(settings: ServerSettings) -> dict[str, Any]:
+    """Give uvicorn's options for WebSockets (API-6): bounded, and with pings for comments.
+
+    Compression is off: it costs memory per socket, and a small message can grow without bound.
+    """
+    return {
+        "ws": SocketProtocol,
+        "ws_max_size": settings.max_body_bytes,
+        "ws_ping_interval": settings.heartbeat,
+        "ws_ping_timeout": settings.stall_timeout,
+        "ws_per_message_deflate": False,
+    }
 
 
 def _loop() -> str:

@@ -71,6 +71,7 @@ class ServerSettings(Section):
         head_timeout: How long a request's head may take, from connection or first byte.
         body_timeout: Longest silence inside a request's body.
         keep_alive: How long an idle connection stays open.
+        websocket_lifetime: How long a WebSocket takes new turns; a running one may end (API-6).
     """
 
     host: Name = "127.0.0.1"
@@ -92,6 +93,7 @@ class ServerSettings(Section):
     head_timeout: Duration = 20.0
     body_timeout: Duration = 30.0
     keep_alive: Duration = 75.0
+    websocket_lifetime: Duration = 3600.0
 
 
 class RedisSettings(Section):

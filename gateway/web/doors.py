@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from litestar import Request
+from litestar.connection import ASGIConnection
 
 from gateway.domain.documents import Document, parse_request
 from gateway.domain.errors import BadRequest, Forbidden, Unauthenticated
@@ -17,6 +18,7 @@ from gateway.domain.identity import KeyRing, Principal, Role, Tenant
 from gateway.services.callers import Caller
 
 AnyRequest = Request[Any, Any, Any]
+AnyConnection = ASGIConnection[Any, Any, Any, Any]
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,5})(?:$|[,;\s])", re.IGNORECASE)
 
 BODY_DEADLINE = 60.0
@@ -40,8 +42,8 @@ class Doors:
     max_depth: int
     holder: Callable[[str], Principal | None] = lambda _: None
 
-    def caller(self, request: AnyRequest, *roles: Role) -> Caller:
-        """Authenticate a request.
+    def caller(self, request: AnyConnection, *roles: Role) -> Caller:
+        """Authenticate a request, or a WebSocket by the headers that opened it.
 
         Args:
             roles: Any of them suffices; none means that every principal may.
@@ -98,7 +100,7 @@ class Doors:
 _ONCE = frozenset({"authorization", "api-key", "gateway-end-user"})
 
 
-def _headers(request: AnyRequest) -> dict[str, str]:
+def _headers(request: AnyConnection) -> dict[str, str]:
     """Read the headers; those that say who calls may come once, or a proxy saw another."""
     headers: dict[str, str] = {}
     for raw_name, value in request.scope["headers"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -33,23 +34,40 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _answer(status: int, body: object, headers: Mapping[str, str]) -> Response[bytes]:
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """How a caller is told of an error, whatever carries it."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def error_answer(exc: Exception) -> ErrorAnswer:
+    """Write an error; one that is no `GatewayError` is a fault of ours, and is logged."""
+    if isinstance(exc, UpstreamRefused):
+        return _refusal(exc)
+    if isinstance(exc, GatewayError):
+        body = error_body(exc.message, kind=exc.type, code=exc.code, param=exc.param)
+        return ErrorAnswer(exc.status_code, encode(body), exc.headers)
+    logger.error("unexpected error", exc_info=exc)
+    message = "The gateway made an error. It has been logged."
+    body = error_body(message, kind="server_error", code="internal_error")
+    return ErrorAnswer(500, encode(body))
+
+
+def _response(answer: ErrorAnswer) -> Response[bytes]:
     return Response(
-        content=body if isinstance(body, bytes) else encode(body),
-        status_code=status,
+        content=answer.body,
+        status_code=answer.status,
         media_type="application/json",
-        headers=dict(headers),
+        headers=dict(answer.headers),
     )
 
 
-def on_gateway_error(_: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
-    """Answer with one of our own errors."""
-    if isinstance(exc, UpstreamRefused):
-        return _on_refusal(exc)
-    if not isinstance(exc, GatewayError):  # registered for GatewayError only
-        return on_exception(_, exc)
-    body = error_body(exc.message, kind=exc.type, code=exc.code, param=exc.param)
-    return _answer(exc.status_code, body, exc.headers)
+def on_exception(_: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
+    """Answer with one of our own errors, or a fault whose text stays in the log."""
+    return _response(error_answer(exc))
 
 
 class _Error(msgspec.Struct):
@@ -61,7 +79,7 @@ class _Refusal(msgspec.Struct):
     error: _Error
 
 
-def _on_refusal(exc: UpstreamRefused) -> Response[bytes]:
+def _refusal(exc: UpstreamRefused) -> ErrorAnswer:
     """Pass on an upstream's error whole; give one that is not in OpenAI's shape that shape.
 
     A 401 is about the gateway's credential, not the caller's; providers repeat parts of the key
@@ -74,7 +92,7 @@ def _on_refusal(exc: UpstreamRefused) -> Response[bytes]:
         error = None
     status = exc.status_code if exc.status_code >= 400 else 502  # no redirect is followed
     if error is not None and status != 401:
-        return _answer(status, exc.body, headers)
+        return ErrorAnswer(status, exc.body, headers)
     message = (
         "The upstream refused the gateway's credential."
         if exc.status_code == 401
@@ -83,7 +101,7 @@ def _on_refusal(exc: UpstreamRefused) -> Response[bytes]:
     code = error.code if error is not None else None
     kind = error.type if error is not None else None
     body = error_body(message, kind=kind or "upstream_error", code=code or "upstream_error")
-    return _answer(status, body, headers)
+    return ErrorAnswer(status, encode(body), headers)
 
 
 def on_http_error(_: Request[Any, Any, Any], exc: HTTPException) -> Response[bytes]:
@@ -92,11 +110,4 @@ def on_http_error(_: Request[Any, Any, Any], exc: HTTPException) -> Response[byt
     if exc.status_code >= 500:
         kind, code = "server_error", "internal_error"
     body = error_body(exc.detail, kind=kind, code=code)
-    return _answer(exc.status_code, body, exc.headers or {})
-
-
-def on_exception(_: Request[Any, Any, Any], exc: Exception) -> Response[bytes]:
-    """Answer with a fault of ours, whose text stays in the log."""
-    logger.error("unexpected error", exc_info=exc)
-    message = "The gateway made an error. It has been logged."
-    return _answer(500, error_body(message, kind="server_error", code="internal_error"), {})
+    return _response(ErrorAnswer(exc.status_code, encode(body), exc.headers or {}))

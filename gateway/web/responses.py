@@ -28,7 +28,8 @@ ROOTS = ("/v1", "/openai/v1", "/openai")
 _QUERY = frozenset({"api-version"})
 
 
-def _paths(*paths: str) -> list[str]:
+def api_paths(*paths: str) -> list[str]:
+    """List paths under all roots."""
     return [root + path for root in ROOTS for path in paths]
 
 
@@ -45,7 +46,7 @@ def query_of(request: AnyRequest) -> MultiDict[str]:
 def create_router(doors: Doors, turns: TurnService, pace: Pace) -> Router:
     """The door that creates responses."""
 
-    @post(_paths("/responses"), status_code=200)
+    @post(api_paths("/responses"), status_code=200)
     async def create_response(request: AnyRequest) -> ASGIApp:
         """Create a response, as JSON or as a stream by the body's `stream`."""
         caller = doors.caller(request, Role.CALLER)
@@ -81,7 +82,7 @@ def _choice(document: Document) -> Action:
 def resumption_router(doors: Doors, resumption: Resumption, pace: Pace) -> Router:
     """The door for a person's choice about a turn that cannot go on by itself (APPR-5)."""
 
-    @post(_paths("/responses/{response_id:str}/continue"), status_code=200)
+    @post(api_paths("/responses/{response_id:str}/continue"), status_code=200)
     async def continue_response(request: AnyRequest, response_id: FromPath[str]) -> ASGIApp:
         """Choose for a held response that is in doubt: send its answers again, or take it back."""
         caller = doors.caller(request)
@@ -96,7 +97,7 @@ def resumption_router(doors: Doors, resumption: Resumption, pace: Pace) -> Route
 def responses_router(doors: Doors, responses: ResponseService, pace: Pace) -> Router:
     """The doors to responses that exist, and to the calls beside them."""
 
-    @get(_paths("/responses/{response_id:str}"))
+    @get(api_paths("/responses/{response_id:str}"))
     async def retrieve_response(request: AnyRequest, response_id: FromPath[str]) -> ASGIApp:
         """Retrieve a response, or with `stream=true` its events from `starting_after` on."""
         caller = doors.caller(request, Role.CALLER)
@@ -111,26 +112,26 @@ def responses_router(doors: Doors, responses: ResponseService, pace: Pace) -> Ro
             answer = await unless_left(request, call)
         return _answered(answer, pace, caller)
 
-    @delete(_paths("/responses/{response_id:str}"), status_code=200)
+    @delete(api_paths("/responses/{response_id:str}"), status_code=200)
     async def delete_response(request: AnyRequest, response_id: FromPath[str]) -> ASGIApp:
         """Delete a response at once, here and upstream."""
         caller = doors.caller(request, Role.CALLER)
         return _answered(await responses.delete(caller, response_id), pace, caller)
 
-    @post(_paths("/responses/{response_id:str}/cancel"), status_code=200)
+    @post(api_paths("/responses/{response_id:str}/cancel"), status_code=200)
     async def cancel_response(request: AnyRequest, response_id: FromPath[str]) -> ASGIApp:
         """Cancel a background or held response."""
         caller = doors.caller(request, Role.CALLER)
         return _answered(await responses.cancel(caller, response_id), pace, caller)
 
-    @get(_paths("/responses/{response_id:str}/input_items"))
+    @get(api_paths("/responses/{response_id:str}/input_items"))
     async def list_input_items(request: AnyRequest, response_id: FromPath[str]) -> ASGIApp:
         """List the items that a response was made from."""
         caller = doors.caller(request, Role.CALLER)
         answer = await responses.input_items(caller, response_id, query_of(request))
         return _answered(answer, pace, caller)
 
-    @post(_paths("/responses/input_tokens"), status_code=200)
+    @post(api_paths("/responses/input_tokens"), status_code=200)
     async def count_input_tokens(request: AnyRequest) -> ASGIApp:
         """Count the input tokens of a request."""
         caller = doors.caller(request, Role.CALLER)
@@ -138,7 +139,7 @@ def responses_router(doors: Doors, responses: ResponseService, pace: Pace) -> Ro
         call = responses.count(caller, document, "/responses/input_tokens")
         return _answered(await unless_left(request, call), pace, caller)
 
-    @post(_paths("/responses/compact"), status_code=200)
+    @post(api_paths("/responses/compact"), status_code=200)
     async def compact(request: AnyRequest) -> ASGIApp:
         """Compact a conversation."""
         caller = doors.caller(request, Role.CALLER)
@@ -146,13 +147,13 @@ def responses_router(doors: Doors, responses: ResponseService, pace: Pace) -> Ro
         call = responses.count(caller, document, "/responses/compact")
         return _answered(await unless_left(request, call), pace, caller)
 
-    @get(_paths("/models"))
+    @get(api_paths("/models"))
     async def list_models(request: AnyRequest) -> ASGIApp:
         """List the models."""
         caller = doors.caller(request, Role.CALLER)
         return _answered(await responses.models(), pace, caller)
 
-    @get(_paths("/models/{model:path}"))
+    @get(api_paths("/models/{model:path}"))
     async def retrieve_model(request: AnyRequest, model: FromPath[str]) -> ASGIApp:
         """Retrieve one model."""
         caller = doors.caller(request, Role.CALLER)
@@ -216,22 +217,22 @@ def conversations_router(doors: Doors, conversations: ConversationService, pace:
     """The doors to conversations."""
     door = _Conversations(doors, conversations, pace)
 
-    @post(_paths("/conversations"), status_code=200)
+    @post(api_paths("/conversations"), status_code=200)
     async def create_conversation(request: AnyRequest) -> ASGIApp:
         """Create a conversation."""
         return await door.create(request)
 
-    @get(_paths(_CONVERSATION))
+    @get(api_paths(_CONVERSATION))
     async def retrieve_conversation(request: AnyRequest, conversation_id: FromPath[str]) -> ASGIApp:
         """Retrieve a conversation."""
         return await door.pass_on(request, conversation_id)
 
-    @post(_paths(_CONVERSATION), status_code=200)
+    @post(api_paths(_CONVERSATION), status_code=200)
     async def update_conversation(request: AnyRequest, conversation_id: FromPath[str]) -> ASGIApp:
         """Update a conversation's metadata."""
         return await door.pass_on(request, conversation_id)
 
-    @delete(_paths(_CONVERSATION), status_code=200)
+    @delete(api_paths(_CONVERSATION), status_code=200)
     async def delete_conversation(request: AnyRequest, conversation_id: FromPath[str]) -> ASGIApp:
         """Delete a conversation."""
         return await door.pass_on(request, conversation_id)
@@ -246,24 +247,24 @@ def conversations_router(doors: Doors, conversations: ConversationService, pace:
 
 
 def _items_router(door: _Conversations) -> Router:
-    @get(_paths(_CONVERSATION + "/items"))
+    @get(api_paths(_CONVERSATION + "/items"))
     async def list_items(request: AnyRequest, conversation_id: FromPath[str]) -> ASGIApp:
         """List a conversation's items."""
         return await door.pass_on(request, conversation_id, "/items")
 
-    @post(_paths(_CONVERSATION + "/items"), status_code=200)
+    @post(api_paths(_CONVERSATION + "/items"), status_code=200)
     async def add_items(request: AnyRequest, conversation_id: FromPath[str]) -> ASGIApp:
         """Add items to a conversation."""
         return await door.pass_on(request, conversation_id, "/items")
 
-    @get(_paths(_CONVERSATION + "/items/{item_id:str}"))
+    @get(api_paths(_CONVERSATION + "/items/{item_id:str}"))
     async def retrieve_item(
         request: AnyRequest, conversation_id: FromPath[str], item_id: FromPath[str]
     ) -> ASGIApp:
         """Retrieve one item."""
         return await door.pass_on(request, conversation_id, f"/items/{item_id}")
 
-    @delete(_paths(_CONVERSATION + "/items/{item_id:str}"), status_code=200)
+    @delete(api_paths(_CONVERSATION + "/items/{item_id:str}"), status_code=200)
     async def delete_item(
         request: AnyRequest, conversation_id: FromPath[str], item_id: FromPath[str]
     ) -> ASGIApp:

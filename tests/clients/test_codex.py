@@ -1,7 +1,11 @@
-"""The Codex CLI through the gateway, over HTTP: it never stores, and replays its own items."""
+"""The Codex CLI through the gateway, over HTTP and WebSocket: it never stores.
+
+Over HTTP it replays its own items; over a WebSocket it prewarms, and then continues by id.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Callable
@@ -41,12 +45,18 @@ Run = Callable[..., str]
 pytestmark = pytest.mark.node
 
 
+@pytest.fixture(params=["http", "websocket"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def codex(npm: Npm, gateway: Gateway, tmp_path: Path) -> Run:
+def codex(npm: Npm, gateway: Gateway, tmp_path: Path, transport: str) -> Run:
     program = npm.install("@openai/codex", VERSION, megabytes=404) / ".bin" / "codex"
     home = tmp_path / "home"
     (home / ".codex").mkdir(parents=True)
     settings = AS_IN_README.replace("https://gateway.example.com", gateway.url)
+    settings += "supports_websockets = true\n" if transport == "websocket" else ""
     first = 'model = "gpt-5.5"\ncheck_for_update_on_startup = false\n'
     (home / ".codex" / "config.toml").write_text(first + settings + QUIET)
     work = tmp_path / "work"
@@ -78,13 +88,36 @@ def _turns(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [one["body"] for one in requests if one["path"].endswith("/responses")]
 
 
-@pytest.mark.covers("API-1", "STATE-1")
-async def test_a_session_runs_and_is_resumed(codex: Run, stack: Stack) -> None:
+async def _most_sockets(gateway: Gateway, done: asyncio.Event) -> float:
+    """Watch how many sockets are open; over HTTP there is never one."""
+    most = 0.0
+    async with gateway.http() as client:
+        while not done.is_set():
+            lines = (await client.get("/metrics")).text.splitlines()
+            counts = [one for one in lines if one.startswith("gateway_websockets_open{")]
+            most = max([most, *(float(one.split(" ")[1]) for one in counts)])
+            await asyncio.sleep(0.02)
+    return most
+
+
+@pytest.mark.covers("API-1", "API-6", "STATE-1")
+async def test_a_session_runs_and_is_resumed(
+    codex: Run, stack: Stack, gateway: Gateway, transport: str
+) -> None:
     await stack.forget()
-    first = codex("--skip-git-repo-check", "-s", "read-only", "/echo the first answer")
+    done = asyncio.Event()
+    opened = asyncio.ensure_future(_most_sockets(gateway, done))
+
+    async def run(*arguments: str) -> str:
+        return await asyncio.to_thread(codex, *arguments)
+
+    first = await run("--skip-git-repo-check", "-s", "read-only", "/echo the first answer")
     assert "the first answer" in first
-    again = codex("resume", "--last", "--skip-git-repo-check", "/echo the second answer")
+    again = await run("resume", "--last", "--skip-git-repo-check", "/echo the second answer")
     assert "the second answer" in again
+
+    done.set()
+    assert (await opened > 0) == (transport == "websocket")
 
     first_turn, *_, last_turn = _turns(await stack.requests())
     for turn in (first_turn, last_turn):

@@ -24,6 +24,7 @@ from gateway.domain.identity import hash_key, new_key
 from gateway.emulator import EmulatorSettings, create_emulator
 from gateway.emulator.demo_mcp import create_demo_mcp
 from gateway.emulator.serve import serving
+from gateway.server.process import websocket_options
 from gateway.settings import Settings
 
 CANARY = "canary-7f3a9c51e2d84b60"
@@ -158,7 +159,8 @@ class Stack:
     def gateway(self, **changes: Any) -> Iterator[Gateway]:
         """Run a gateway in this process, on its own port."""
         settings = self.settings(**changes)
-        with serving(create_app(settings)) as url:
+        sockets = websocket_options(settings.server)
+        with serving(create_app(settings), **sockets) as url:
             yield Gateway(url=url, settings=settings, keys=self.keys)
 
     async def requests(self) -> list[dict[str, Any]]:
