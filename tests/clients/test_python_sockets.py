@@ -88,7 +88,10 @@ async def test_a_stateless_chain_goes_on_over_a_new_socket(gateway: Gateway, sta
         first = await async_ended(connection)
         assert [item.type for item in first.output] == ["reasoning", "message"]
         await connection.response.create(
-            model=MODEL, input="/think more", store=False, previous_response_id=first.id
+            model=MODEL,
+            input="/think more\n/echo more",  # a reasoning item alone could not be replayed
+            store=False,
+            previous_response_id=first.id,
         )
         second = await async_ended(connection)
     async with client.responses.connect() as connection:
