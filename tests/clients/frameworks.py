@@ -34,7 +34,7 @@ class Framework:
         lock: Name of the lock, and of the cached installation.
         script: File in `scripts/`.
         cannot: Scenario to the reason why the client itself cannot do it.
-        drops_calls: With `store: false` it leaves MCP calls out of the history that it replays.
+        repeats: Types of the MCP items that it sends again with `store: false`.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Framework:
     script: str
     language: Literal["node", "python"] = "python"
     cannot: dict[str, str] = field(default_factory=dict)
-    drops_calls: bool = False
+    repeats: tuple[str, ...] = ("mcp_list_tools", "mcp_approval_request", "mcp_call")
 
 
 FRAMEWORKS = [
@@ -57,12 +57,18 @@ FRAMEWORKS = [
             "native_stateless": "it sends the answer without the request that it answers, and no "
             "upstream can know that one"
         },
-        drops_calls=True,
+        repeats=(),
     ),
     Framework(
         name="OpenAI Agents SDK",
         packages={"openai-agents": "0.24.0"},
         lock="openai-agents",
         script="openai_agents.py",
+    ),
+    Framework(
+        name="LangChain",
+        packages={"langchain-openai": "1.7.3"},
+        lock="langchain-openai",
+        script="langchain_chat.py",
     ),
 ]
