@@ -7,6 +7,7 @@ was produced: items whole, ids kept, each reasoning next to the item that follow
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
@@ -150,7 +151,8 @@ def guarded_ids(items: Iterable[Item]) -> list[str]:
 def restore_guarded(items: Sequence[Item], known: Mapping[str, Raw]) -> list[Item]:
     """Replace MCP items that the caller repeats by the stored ones (pitfall 1 of approvals).
 
-    Clients add and drop nulls, so they are compared without; what leaves is the stored item.
+    Clients add and drop nulls, write arguments anew and leave out what an upstream can read
+    itself, so an item may say less than the stored one; what leaves is the stored item.
 
     Raises:
         Forbidden: An item is not one that this caller was given, or has been altered.
@@ -161,7 +163,7 @@ def restore_guarded(items: Sequence[Item], known: Mapping[str, Raw]) -> list[Ite
             restored.append(item)
             continue
         stored = known.get(item.id or "")
-        if stored is None or _plain(stored) != _plain(item.raw):
+        if stored is None or not _repeats(stored, item.raw):
             raise Forbidden(
                 f"The {item.type} item is not one that this conversation holds.",
                 code="forged_item",
@@ -171,8 +173,16 @@ def restore_guarded(items: Sequence[Item], known: Mapping[str, Raw]) -> list[Ite
     return restored
 
 
-def _plain(item: Raw) -> Any:
-    return _without_nulls(msgspec.json.decode(item))
+def _repeats(stored: Raw, given: Raw) -> bool:
+    whole, part = _plain(stored), _plain(given)
+    return all(value == [] or whole.get(key) == value for key, value in part.items())
+
+
+def _plain(item: Raw) -> dict[str, Any]:
+    fields: dict[str, Any] = _without_nulls(msgspec.json.decode(item))
+    with suppress(KeyError, TypeError, msgspec.DecodeError):  # not JSON: compared as it stands
+        fields["arguments"] = msgspec.json.decode(fields["arguments"])
+    return fields
 
 
 def _without_nulls(value: Any) -> Any:
