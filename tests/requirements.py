@@ -79,7 +79,9 @@ REQUIREMENTS: dict[str, Requirement] = {
         "inbox, approval, turns, servers, rules, grants, audit, webhooks, playground",
     ),
     "APPR-11": Requirement("every decision in a hash chain; read, verify, export"),
-    "APPR-12": Requirement("computer use", "later"),
+    "APPR-12": Requirement(
+        "computer use", "part", "no check is passed on as acknowledged; none can be approved"
+    ),
     "APPR-13": Requirement("rules in full"),
     "STREAM-1": Requirement("one path, bounded memory, back-pressure"),
     "STREAM-2": Requirement("leaving a plain turn cancels the upstream call at once"),

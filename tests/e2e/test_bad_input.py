@@ -161,7 +161,7 @@ async def test_a_choice_for_a_turn_that_is_not_in_doubt(stack: Stack) -> None:
         await nothing_ran(gateway, stack, approval)
 
 
-@pytest.mark.covers("APPR-11")
+@pytest.mark.covers("APPR-11", "APPR-12")
 @pytest.mark.parametrize("escaped", [False, True], ids=["plain", "escaped"])
 async def test_a_safety_check_that_nobody_approved(stack: Stack, escaped: bool) -> None:
     """Nobody can approve a check of computer use yet, so none may be acknowledged."""

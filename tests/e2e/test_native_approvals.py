@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import pytest
 
 from tests.support.approvals import (
@@ -61,7 +62,7 @@ def requests_of(response: Any) -> list[dict[str, Any]]:
 
 async def asked(gateway: Gateway, word: str, **body: Any) -> Any:
     """Have the caller asked about an issue."""
-    response = (await create(gateway, issue(word), **body)).json()
+    response = (await create(gateway, body.pop("input", issue(word)), **body)).json()
     assert requests_of(response), response
     return response
 
@@ -559,3 +560,29 @@ async def test_a_replayed_request_without_its_call_is_not_answered_for_the_calle
     assert status == 400
     assert "do not have an approval" in error["message"]
     assert len(await executed(stack, word)) == 1
+
+
+@pytest.mark.covers("APPR-5")
+@pytest.mark.parametrize("fault", ["500", "reset", "reset_before"])
+async def test_a_client_that_repeats_by_itself_runs_nothing_twice(
+    native: Gateway, stack: Stack, fault: str
+) -> None:
+    """The official SDK sends a request again after a 5xx, with no word that it is the same."""
+    word = marker()
+    first = await asked(native, word, input=f"/fault {fault} on=approval times=1\n{issue(word)}")
+    client = native.client().with_options(max_retries=2)
+    with pytest.raises(openai.ConflictError) as caught:
+        await client.responses.create(
+            model="gpt-4.1",
+            input=[reply(requests_of(first)[0])],  # type: ignore[list-item]
+            previous_response_id=first["id"],
+            tools=[{"type": "mcp", "server_label": "github"}],
+        )
+    assert caught.value.code == "already_continued"
+    answers = [
+        one
+        for one in await stack.requests()
+        if requests_of(first)[0]["id"] in str(one["body"].get("input"))
+    ]
+    assert len(answers) == 1
+    assert len(await executed(stack, word)) <= 1

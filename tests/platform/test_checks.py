@@ -130,6 +130,12 @@ def test_no_fault(load: Callable[..., Settings], changes: list[Change], more: st
     assert faults(load(*changes, more=more)) == []
 
 
+def test_a_quorum_larger_than_its_group_is_a_fault(load: Callable[..., Settings]) -> None:
+    (fault,) = faults(load(("quorum = 1", "quorum = 2")))
+    assert fault.startswith("rules[1].approval.approvers: in tenant")
+    assert "quorum" in fault
+
+
 def test_approving_ones_own_call_counts_only_where_allowed(load: Callable[..., Settings]) -> None:
     alone = ('"caller"]', '"caller", "approver"]')
     same = ("user:ann", "svc:web")

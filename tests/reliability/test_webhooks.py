@@ -17,7 +17,8 @@ import standardwebhooks
 from gateway.adapters.crypto import KeyRing
 from gateway.adapters.redis.client import open_clients
 from gateway.adapters.redis.webhooks import RedisOutbox
-from tests.reliability.support import Replica, Site, amount, eventually, report
+from gateway.services.failpoints import Point
+from tests.reliability.support import GITHUB, Replica, Site, amount, eventually, report, vote
 from tests.support.provider import Call, provider
 
 pytestmark = [pytest.mark.timeout(300)]
@@ -99,3 +100,47 @@ async def test_nothing_is_lost_between_a_receiver_that_is_down_and_a_gateway_tha
     twice = sum(taken.values()) - count
     report("webhooks after a kill", events=count, twice=twice, seconds=round(seconds, 1))
     assert twice <= 8  # what was on its way when the gateway died
+
+
+@pytest.mark.covers("APPR-9", "APPR-4")
+@pytest.mark.parametrize("point", [Point.BEFORE_TERMINAL, Point.BEFORE_DONE], ids=lambda p: p.value)
+async def test_the_end_of_a_turn_whose_replica_died_is_told_once_by_another(
+    site: Site, point: Point
+) -> None:
+    async def taking(call: Call) -> None:
+        await call.document(b"{}")
+
+    async with provider(taking) as receiver:
+        frail = site.prepare("frail", webhook_delivery=DELIVERY)
+        site.begin(frail, failpoint=point.value).ready()
+        made = await ask(frail, site, "POST", ENDPOINTS, json={"url": receiver.url})
+        call = f'/call github.create_issue {{"title": "told-{point.value}"}}'
+        body = {"model": "gpt-4.1", "input": call, "tools": [GITHUB]}
+        held = await ask(frail, site, "POST", "/v1/responses", json=body)
+        path = held["gateway"]["approvals"][0]["url"]
+        approval = await ask(frail, site, "GET", path)
+        assert await vote(frail, approval, "approve") in (200, 0)
+
+        async def died() -> bool:
+            return not frail.running
+
+        await eventually(died, "the replica dies when all is done")
+        steady = site.begin(site.prepare("steady", webhook_delivery=DELIVERY)).ready()
+
+        def completed() -> list[Call]:
+            return [one for one in receiver.calls if one.json["type"] == "continuation.completed"]
+
+        async def told() -> bool:
+            return bool(completed())
+
+        await eventually(told, "the end is told")
+        shown = await ask(steady, site, "GET", f"/v1/responses/{held['id']}")
+        assert shown["status"] == "completed"
+        page = await ask(steady, site, "GET", f"{ENDPOINTS}/{made['id']}/deliveries")
+        await ask(steady, site, "DELETE", f"{ENDPOINTS}/{made['id']}")
+        steady.stop()
+    kinds = Counter(one["type"] for one in page["data"])
+    assert kinds["continuation.completed"] == 1
+    assert kinds["continuation.failed"] == kinds["continuation.indeterminate"] == 0
+    assert {one.json["data"]["id"] for one in completed()} == {held["id"]}
+    assert (await site.executed())[f"told-{point.value}"] == 1
