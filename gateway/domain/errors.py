@@ -79,6 +79,12 @@ class NotFound(GatewayError):
     default_code = "not_found"
 
 
+class ResponseDeleted(NotFound):
+    """The response was deleted under whoever still worked on it."""
+
+    default_code = "response_deleted"
+
+
 class Conflict(GatewayError):
     """The thing is in a state that does not allow this."""
 

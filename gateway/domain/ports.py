@@ -108,6 +108,9 @@ class TurnStore(Protocol):
                 the claim is no longer held.
             new: The turn was not written before. Then false when the id is that of a turn of
                 somebody else, which stays as it is: upstream ids name one turn each.
+
+        Raises:
+            ResponseDeleted: The turn was deleted; it does not come back.
         """
         ...
 

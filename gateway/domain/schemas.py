@@ -7,6 +7,7 @@ alone: a person is asked, and told why.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -25,6 +26,7 @@ MOST_WORK = 2_000_000
 
 _DEEPEST_SCHEMA = 48
 _PATTERN_BYTES = 1 << 17
+_INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
 _DRAFTS = (
     "https://json-schema.org/draft/2020-12/schema",
     "https://json-schema.org/draft/2019-09/schema",
@@ -147,7 +149,7 @@ def _resolved(root: Any, target: str) -> Any:
     node = root
     for name in target.split("/")[1:]:
         key = name.replace("~1", "/").replace("~0", "~")
-        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+        if isinstance(node, list) and _INDEX.fullmatch(key) and int(key) < len(node):
             node = node[int(key)]
         elif isinstance(node, dict) and key in node:
             node = node[key]

@@ -55,7 +55,7 @@ _PAGES = 100
 _LONGEST_REASON = 2000
 _LONGEST_REVISION = 16_000
 
-_CURSOR = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+_CURSOR = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,12 +369,13 @@ class ApprovalService:
                 try:
                     page = await self._approvals.inbox(tenant, after=cursor)
                     if page.lost:
-                        yield News(cursor, lost=True)
+                        yield News(cursor if page.entries else page.cursor, lost=True)
                     for entry in page.entries:
                         approval = await self._approvals.get(tenant, entry.approval_id)
                         if approval is not None and _sees(caller, approval):
                             yield News(entry.cursor, entry.event, approval)
                         cursor = entry.cursor
+                    cursor = page.cursor
                 except StoreUnavailable:
                     await hint.wait(LOOK_AGAIN)  # the inbox outlives the store's restart
                     continue

@@ -221,6 +221,7 @@ class Continuations:
                 if not running.waits:
                     await tee.flush()
         if not running.waits:
+            reached(Point.AFTER_TERMINAL)
             await self._tell(batch, "completed", state.last_leg)
             await tee.flush(end=True)
         logger.info("a held turn went on", extra={"turn": state.turn_id, "batch": batch.id})

@@ -76,6 +76,9 @@ class Endings:
         told = await self._following.told(tenant, turn_id)
         if told is None or told.ended:
             return
+        if told.final:
+            await self._log.append(tenant, turn_id, [], ttl=self._ttl(turn), end=True)
+            return
         response = parse_document(turn.response)
         status = turn.head.status
         if status in _ENDS:

@@ -29,6 +29,7 @@ class Point(Enum):
     AFTER_POST = "after-post"
     BEFORE_FINISH = "before-finish"
     BEFORE_TERMINAL = "before-terminal"
+    AFTER_TERMINAL = "after-terminal"
     BEFORE_DONE = "before-done"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gateway.domain import events
 from gateway.domain.documents import raw
-from gateway.domain.errors import NotFound, StoreUnavailable
+from gateway.domain.errors import ResponseDeleted, StoreUnavailable
 from gateway.domain.lifecycle import Lifecycle
 from gateway.domain.ports import EventLog, Hint, TurnStore, Wake
 from gateway.services.failures import ending
@@ -42,12 +42,14 @@ class Told:
     Attributes:
         last: The last `sequence_number`, -1 without one.
         ended: Whether the log has ended.
+        final: Whether its last event is the turn's: a crash can come before the end's mark.
         blocks: The blocks after the number that was asked for.
     """
 
     last: int
     ended: bool
     blocks: tuple[bytes, ...]
+    final: bool = False
 
 
 class Following:
@@ -109,15 +111,15 @@ class Following:
         Args:
             after: Return the blocks that end after this `sequence_number`; `None` returns none.
         """
-        cursor, last = "", -1
+        cursor, last, newest = "", -1, b""
         blocks: list[bytes] = []
         while (page := await self._log.read(tenant, turn_id, cursor=cursor)) is not None:
             for number, block in page.blocks:
-                last = max(last, number)
+                last, newest = max(last, number), block
                 if after is not None and number > after:
                     blocks.append(block)
             if page.end or not page.blocks:
-                return Told(last, page.end, tuple(blocks))
+                return Told(last, page.end, tuple(blocks), _is_final(newest))
             cursor = page.cursor
         return None
 
@@ -157,9 +159,15 @@ def _deleted(turn_id: str, sequence: int) -> bytes:
     """End a stream whose turn was deleted, or kept no longer, under its reader."""
     return ending(
         sequence=sequence,
-        error=NotFound("The response was deleted.", code="response_deleted"),
+        error=ResponseDeleted("The response was deleted."),
         response={"id": raw(turn_id), "object": raw("response"), "output": raw([])},
     )
+
+
+def _is_final(block: bytes) -> bool:
+    """Tell whether a block holds the last event of a turn."""
+    parts = events.split(block)
+    return any(isinstance(part, events.Frame) and part.type in events.TERMINAL for part in parts)
 
 
 def _rest_of(block: bytes, after: int) -> bytes:

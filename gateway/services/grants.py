@@ -44,6 +44,9 @@ DEFAULT_TTL = 3600.0
 REVISION_TTL = 600.0
 """Seconds within which the model may make the call as it was revised."""
 
+_MOST = 10**9
+"""More seconds or uses than anybody means; numbers of any size come as JSON."""
+
 _PAGE = 100
 _PAGES = 100
 """Most pages that one listing looks at for grants that the caller may see."""
@@ -184,13 +187,14 @@ class Grants:
                 await self._store.withdraw(approval.tenant, planned)
             yield
             return
-        await self._store.issue(grant)
+        kept = await self._store.issue(grant)
         try:
             yield
         except GatewayError:
             await self._store.withdraw(approval.tenant, planned)
             raise
-        await self._issued(grant)
+        if kept.status in ("waiting", "active"):  # a repeat tells again what is, not what it wants
+            await self._issued(kept)
 
     async def given_with(self, caller: Caller, approval: Approval) -> Grant | None:
         """Read what the caller granted with its vote on an approval."""
@@ -445,8 +449,8 @@ def _check(terms: GrantTerms, wish: Wish, call: Call, arguments: str | None, quo
 def _check_amount(name: str, value: float | None, most: float | None) -> None:
     if value is None:
         return
-    if not 0 < value < float("inf"):
-        raise _invalid(f"'{name}' must be greater than 0.", name)
+    if not 0 < value <= _MOST:
+        raise _invalid(f"'{name}' must be greater than 0, and not beyond {_MOST:,}.", name)
     if most is not None and value > most:
         raise _invalid(f"'{name}' may be at most {most:g} here.", name)
 

@@ -142,10 +142,25 @@ class Judge:
         if grant and not await self._granted.stands(approval.tenant, grant):
             return superseded(approval)
         ruling = await self.judge(call, attachment, again=True)
-        others = ruling.effect is Effect.ASK and ruling.approval.by != "caller"
-        if ruling.effect is Effect.DENY or (approval.by == "caller" and others):
-            return superseded(approval)
-        return approval
+        return approval if _still_answered(approval, ruling) else superseded(approval)
+
+
+def _still_answered(approval: Approval, ruling: Ruling) -> bool:
+    """Tell whether what answered an approval still may, by the rules as they are now.
+
+    An approver's word stands while the rules do not deny. A rule's stands while it allows, a
+    caller's while no approver is asked, and a grant's while the very rule asks that it is for.
+    """
+    if ruling.effect is not Effect.ASK:
+        return ruling.effect is Effect.ALLOW
+    match approval.by:
+        case "approver":
+            return True
+        case "caller":
+            return ruling.approval.by == "caller"
+        case "policy":
+            same = ruling.rule == approval.rule and ruling.approval.by == "approver"
+            return bool(granted_by(approval)) and same and not ruling.errors
 
 
 def _fault(call: Call, attachment: Attachment) -> str | None:

@@ -38,6 +38,7 @@ from gateway.domain.documents import NULL, Document, Raw, encode, parse_array, r
 from gateway.domain.errors import (
     Conflict,
     GatewayError,
+    ResponseDeleted,
     UpstreamDisconnected,
     UpstreamRefused,
 )
@@ -398,37 +399,42 @@ class Pipe:
         new, running.recorded = not running.recorded, True
         # A background turn may be cancelled while it runs: then this end must not be written.
         claimed = running.batch if state.background else None
-        written = await self._turns.record(
-            Turn(
-                head=TurnHead(
-                    id=state.turn_id,
-                    tenant=state.tenant,
-                    upstream=state.upstream,
-                    end_user=state.end_user,
-                    parent=state.parent,
-                    last_leg=state.last_leg,
-                    status=status or _status(response),
-                    stored=state.stored,
-                    legs=state.legs,
-                    subject=state.subject,
-                    model=state.model,
-                    batch=batch,
-                    served=served,
-                    facts=state.facts,
-                    code=code or "",
-                    began=state.started_at,
-                    trace=tuple(state.trace),
-                    conversation=state.conversation_id,
+        try:
+            written = await self._turns.record(
+                Turn(
+                    head=TurnHead(
+                        id=state.turn_id,
+                        tenant=state.tenant,
+                        upstream=state.upstream,
+                        end_user=state.end_user,
+                        parent=state.parent,
+                        last_leg=state.last_leg,
+                        status=status or _status(response),
+                        stored=state.stored,
+                        legs=state.legs,
+                        subject=state.subject,
+                        model=state.model,
+                        batch=batch,
+                        served=served,
+                        facts=state.facts,
+                        code=code or "",
+                        began=state.started_at,
+                        trace=tuple(state.trace),
+                        conversation=state.conversation_id,
+                    ),
+                    items=pack(state.items) if state.keep else b"",
+                    # One whose caller is asked is shown to who chooses for it (APPR-5).
+                    response=running.scrubber.scrub(encode(shown)) if served or batch else b"",
+                    item_ids=ids_of(state.items) if state.keep else (),
                 ),
-                items=pack(state.items) if state.keep else b"",
-                # One whose caller is asked is shown to who chooses for it (APPR-5).
-                response=running.scrubber.scrub(encode(shown)) if served or batch else b"",
-                item_ids=ids_of(state.items) if state.keep else (),
-            ),
-            ttl=running.tenant.ttl if state.keep or not ends else UNKEPT_TTL,
-            new=new,
-            claim=(claimed.id, claimed.fence) if claimed else None,
-        )
+                ttl=running.tenant.ttl if state.keep or not ends else UNKEPT_TTL,
+                new=new,
+                claim=(claimed.id, claimed.fence) if claimed else None,
+            )
+        except ResponseDeleted:
+            if ends:
+                return
+            raise  # nobody is asked about a turn that its caller has deleted
         if not written and claimed is not None:
             raise Overtaken("The claim of the response was lost.")
         if not written:

@@ -271,7 +271,7 @@ def read_rules(rules: object, *, known: Settings) -> tuple[Rule, ...]:
 def _tables(text: str) -> object:
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InvalidRules([RuleFault(path="", message=f"not valid TOML: {exc}")]) from None
     unknown = sorted(document.keys() - {"rules"})
     if unknown:

@@ -23,7 +23,7 @@ from gateway.services.callers import Caller
 from gateway.services.grants import Grants, Wanted
 from gateway.services.records import Answer, EventStream
 from gateway.web.answers import JSONAnswer, Pace, SSEAnswer
-from gateway.web.doors import AnyRequest, Doors
+from gateway.web.doors import AnyRequest, Doors, natural, page_limit
 from gateway.web.errors import error_body
 from gateway.web.grants import show_grant
 
@@ -100,7 +100,7 @@ def _reading(doors: Doors, approvals: ApprovalService, pace: Pace) -> Sequence[H
             chain=query.get("chain"),
             whose="mine" if "assigned_to" in query else "all",
             after=query.get("after"),
-            limit=_limit(query.get("limit", "20")),
+            limit=page_limit(query.get("limit", "20")),
         )
         return _json(caller, _listing([_show(approvals, caller, one) for one in found], more))
 
@@ -272,17 +272,12 @@ def _version(request: AnyRequest) -> int | None:
     if if_match is None or if_match == "*":
         return None
     text = if_match.strip().removeprefix("W/").strip('"').removeprefix("v")
-    if not text.isdigit():
+    version = natural(text)
+    if version is None:
         raise BadRequest(
             "'If-Match' must be the ETag of the approval.", code="invalid_value", param="If-Match"
         )
-    return int(text)
-
-
-def _limit(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 100:
-        raise BadRequest("'limit' must be from 1 to 100.", code="invalid_value", param="limit")
-    return int(text)
+    return version
 
 
 def _listing(shown: list[dict[str, object]], more: bool) -> dict[str, object]:

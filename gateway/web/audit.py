@@ -20,7 +20,7 @@ from gateway.services.audit import AuditService, Listed, Wanted
 from gateway.services.callers import Caller
 from gateway.services.records import Answer
 from gateway.web.answers import JSONAnswer
-from gateway.web.doors import AnyRequest, Doors
+from gateway.web.doors import AnyRequest, Doors, page_limit
 
 _FILTERS = frozenset(
     {"after", "limit", "order", "event", "actor", "approval", "since", "until", "api-version"}
@@ -50,7 +50,7 @@ def audit_router(doors: Doors, audit: AuditService) -> Router:
                 until=_moment(query, "until"),
             ),
             after=query.get("after"),
-            limit=_limit(query.get("limit", "20")),
+            limit=page_limit(query.get("limit", "20"), most=1000),
             newest=_newest(query.get("order", "desc")),
         )
         return _json(caller, _listing(listed))
@@ -140,12 +140,6 @@ def moment_of(text: str, name: str) -> int:
             param=name,
         )
     return round(seconds * 1000)
-
-
-def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 1000:
-        raise BadRequest("'limit' must be from 1 to 1000.", code="invalid_value", param="limit")
-    return int(text)
 
 
 def _newest(order: str) -> bool:

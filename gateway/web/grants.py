@@ -17,7 +17,7 @@ from gateway.services.callers import Caller
 from gateway.services.grants import Grants, WantedStanding
 from gateway.services.records import Answer
 from gateway.web.answers import JSONAnswer
-from gateway.web.doors import AnyRequest, Doors
+from gateway.web.doors import AnyRequest, Doors, page_limit
 
 _FIELD = re.compile(r"field `([^`]*)`|`\$\.([^`]*)`")
 
@@ -42,7 +42,7 @@ def grants_router(doors: Doors, grants: Grants) -> Router:
             tool=query.get("tool"),
             subject=query.get("subject"),
             after=query.get("after"),
-            limit=_limit(query.get("limit", "20")),
+            limit=page_limit(query.get("limit", "20")),
         )
         shown = [show_grant(grant) for grant in found]
         return _json(
@@ -113,12 +113,6 @@ def show_grant(grant: Grant) -> dict[str, object]:
         "ended": {"cause": grant.ended or None, "by": grant.ended_by or None},
         "url": f"/v1/grants/{grant.id}",
     }
-
-
-def _limit(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 100:
-        raise BadRequest("'limit' must be from 1 to 100.", code="invalid_value", param="limit")
-    return int(text)
 
 
 def _json(caller: Caller, body: object) -> ASGIApp:

@@ -17,7 +17,7 @@ from gateway.services.callers import Caller
 from gateway.services.pins import PinService, ToolPin
 from gateway.services.records import Answer
 from gateway.web.answers import JSONAnswer
-from gateway.web.doors import AnyRequest, Doors
+from gateway.web.doors import AnyRequest, Doors, page_limit
 
 _STATUSES = ("trusted", "quarantined")
 _LONGEST_PAGE = 100
@@ -43,7 +43,9 @@ def pins_router(doors: Doors, pins: PinService) -> Router:
                 param="status",
             )
         found = await pins.list(caller, server=query.get("server"), status=status)
-        page, more = _page(found, query.get("after"), query.get("limit", "20"))
+        page, more = _page(
+            found, query.get("after"), page_limit(query.get("limit", "20"), most=_LONGEST_PAGE)
+        )
         return _json(
             caller,
             {
@@ -89,15 +91,11 @@ def pins_router(doors: Doors, pins: PinService) -> Router:
 
 
 def _page(
-    found: Sequence[ToolPin], after: str | None, limit: str
+    found: Sequence[ToolPin], after: str | None, limit: int
 ) -> tuple[Sequence[ToolPin], bool]:
-    if not limit.isdigit() or not 1 <= int(limit) <= _LONGEST_PAGE:
-        raise BadRequest(
-            f"'limit' must be from 1 to {_LONGEST_PAGE}.", code="invalid_value", param="limit"
-        )
     ids = [one.id for one in found]
     start = ids.index(after) + 1 if after in ids else 0
-    end = start + int(limit)
+    end = start + limit
     return found[start:end], end < len(found)
 
 

@@ -19,7 +19,7 @@ from gateway.services.callers import Caller
 from gateway.services.records import Answer
 from gateway.services.webhook_endpoints import Changes, WebhookEndpoints
 from gateway.web.answers import JSONAnswer
-from gateway.web.doors import AnyRequest, Doors
+from gateway.web.doors import AnyRequest, Doors, page_limit
 
 _Events = Annotated[
     tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=64)], ...],
@@ -123,7 +123,10 @@ def webhooks_router(doors: Doors, webhooks: WebhookEndpoints) -> Router:
         caller = doors.caller(request, Role.ADMIN)
         query = request.query_params
         found, more = await webhooks.deliveries(
-            caller, endpoint_id, after=query.get("after"), limit=_limit(query.get("limit", "20"))
+            caller,
+            endpoint_id,
+            after=query.get("after"),
+            limit=page_limit(query.get("limit", "20")),
         )
         return _json(caller, _listing([_show_delivery(one) for one in found], more))
 
@@ -217,12 +220,6 @@ def origin(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}/…"
-
-
-def _limit(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 100:
-        raise BadRequest("'limit' must be from 1 to 100.", code="invalid_value", param="limit")
-    return int(text)
 
 
 def _listing(shown: list[dict[str, object]], more: bool) -> dict[str, object]:

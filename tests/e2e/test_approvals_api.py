@@ -607,3 +607,23 @@ async def test_an_approval_may_grant_later_calls_and_a_repeat_grants_no_more(sta
         ran = await create(gateway, issue(title), previous_response_id=done["id"])
         assert ran.json()["status"] == "completed"
         assert len(await executed(stack, title)) == 2
+
+
+@pytest.mark.covers("APPR-6", "LIMIT-3")
+@pytest.mark.parametrize("number", ["\u00b2", "\u0663", "9" * 5000, "-1", "1e2", ""])
+async def test_a_number_that_is_none_is_refused_and_named(gateway: Gateway, number: str) -> None:
+    """Python reads more digits than people write, and refuses to read thousands of them."""
+    approval = await held(gateway)
+    async with gateway.http("admin") as client:
+        for path in ("approvals", "grants", "tools/pins", "audit"):
+            answer = await client.get(f"/v1/{path}", params={"limit": number})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
+        answer = await client.post(
+            approval["url"] + "/decision",
+            json={"decision": "approve", "fingerprint": approval["fingerprint"]},
+            headers=[(b"if-match", f'"v{number}"'.encode())],
+        )
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "If-Match")
+    answer = await vote(gateway, approval, grant={"scope": "exact_args", "uses": 10**400})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "grant.uses")
+    await vote(gateway, approval, "deny")

@@ -17,6 +17,7 @@ from tests.support.approvals import (
     marker,
     pending,
     settled,
+    tenancy,
     text_of,
     vote,
 )
@@ -275,3 +276,46 @@ async def test_grants_are_in_the_audit_and_the_metrics(stack: Stack, wide: Gatew
         'gateway_approval_hasty_total{server="github"}',
     ):
         assert line in metrics
+
+
+async def test_the_audit_tells_what_is_granted_and_not_what_a_repeat_wishes(wide: Gateway) -> None:
+    word = marker()
+    held, approval = await ask(wide, issue(word), word)
+    first = (await vote(wide, approval, grant={"scope": "once"})).json()["grant"]
+    again = await vote(wide, approval, grant={"scope": "server", "bound_to": "tenant"})
+    assert (again.json()["grant"]["id"], again.json()["grant"]["scope"]) == (first["id"], "once")
+    await settled(wide, held["id"])
+    async with wide.http("admin") as client:
+        await client.delete(f"/v1/grants/{first['id']}")
+        await vote(wide, approval, grant={"scope": "server", "bound_to": "tenant"})
+        with anyio.fail_after(10):
+            found: list[dict[str, Any]] = []
+            while not any(one["event"] == "grant.revoked" for one in found):
+                listed = (await client.get("/v1/audit?event=grant.*&limit=1000")).json()["data"]
+                found = [one for one in listed if one.get("subject") == first["id"]]
+                await anyio.sleep(0.05)
+    issued = [one["detail"] for one in found if one["event"] == "grant.issued"]
+    assert {(one["scope"], one["bound_to"]) for one in issued} == {("once", "chain")}
+    assert found[0]["event"] == "grant.revoked"  # nothing was issued after it
+
+
+async def test_what_a_grant_answered_does_not_run_when_another_rule_has_come_to_ask(
+    stack: Stack,
+) -> None:
+    """It waits beside a call that nobody granted; meanwhile the rules have changed."""
+    granted, written = marker(), marker()
+    sections = tenancy(stack)
+    key = {"server": "github", "tool": "create_issue", "subject": "svc:caller"}
+    with stack.gateway(**{**sections, "rules": asking(**WIDE)}) as before:
+        await create(before, "/echo hi")  # the tool is seen, and pinned
+        async with before.http("approver") as client:
+            wish = {**key, "scope": "exact_args", "arguments": {"title": granted}}
+            assert (await client.post("/v1/grants", json=wish)).status_code == 200
+        held = (await create(before, f"{issue(granted)}\n{issue(written)}")).json()
+        (approval,) = await pending(before, written)
+    other = [{"id": "stricter", "match": {"server": "github"}, "effect": "ask"}]
+    with stack.gateway(**{**sections, "rules": other}) as after:
+        await vote(after, approval)
+        await settled(after, held["id"])
+    assert await executed(stack, granted) == []
+    assert len(await executed(stack, written)) == 1

@@ -15,6 +15,7 @@ import pytest
 from gateway.app import create_app
 from gateway.domain.lifecycle import Lifecycle
 from gateway.emulator.serve import serving
+from tests.e2e.test_forgery import call_item, request_item, saying
 from tests.support.approvals import (
     GITHUB,
     create,
@@ -32,6 +33,7 @@ from tests.support.approvals import (
     tenancy,
     vote,
 )
+from tests.support.provider import Call, provider
 from tests.support.stack import Gateway, Stack
 
 STORES = pytest.mark.parametrize("store", [True, False], ids=["stored", "stateless"])
@@ -559,3 +561,64 @@ async def test_a_lost_answer_to_a_read_only_tool_is_sent_again_without_a_person(
             listed = (await client.get("/v1/approvals?status=approved")).json()["data"]
         id_ = listed[0]["response_id"]
         await until(gateway, id_, "indeterminate")
+
+
+@pytest.mark.covers("APPR-7", "APPR-13")
+@pytest.mark.parametrize("by", ["approver", "caller"])
+async def test_what_a_rule_allowed_does_not_run_when_the_rules_have_come_to_ask(
+    stack: Stack, by: str
+) -> None:
+    """A call that was allowed waits with its batch; nobody has ever looked at it."""
+    sections, read, written = tenancy(stack), marker(), marker()
+    search = f'/call github.search_issues {{"query": "{read}"}}'
+    with stack.gateway(**sections) as before:
+        held = (await create(before, f"{search}\n{issue(written)}")).json()
+        (approval,) = await pending(before, written)
+    stricter: list[dict[str, Any]] = [{"id": "now", "match": {"server": "github"}, "effect": "ask"}]
+    if by == "caller":
+        stricter[0]["approval"] = {"by": "caller"}
+    with stack.gateway(**{**sections, "rules": stricter}) as after:
+        assert (await vote(after, approval)).status_code == 200
+        assert (await settled(after, held["id"]))["status"] == "completed"
+    assert await executed(stack, read) == []
+    assert len(await executed(stack, written)) == 1  # a person has approved that one
+
+
+@pytest.mark.covers("APPR-4", "STATE-4")
+@pytest.mark.parametrize("asks_again", [False, True], ids=["ends", "asks-again"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
+async def test_a_response_that_is_deleted_while_its_leg_runs_stays_deleted(
+    stack: Stack, stream: bool, asks_again: bool
+) -> None:
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+    words = [marker(), marker()]
+    requests = [request_item(arguments=f'{{"title":"{word}"}}') for word in words]
+
+    async def answer(call: Call) -> None:
+        output = [requests[0]]
+        if b"mcp_approval_response" in call.body:
+            arrived.set()
+            await go_on.wait()
+            done = {"approval_request_id": requests[0]["id"], "arguments": requests[0]["arguments"]}
+            output = [call_item(**done), *([requests[1]] if asks_again else [])]
+        await saying(lambda _: output)(call)
+
+    sections = tenancy(stack)
+    async with provider(answer) as upstream:
+        with stack.gateway(upstreams=[upstream.settings()], **sections) as gateway:
+            creating = asyncio.ensure_future(create(gateway, "hi", store=False, stream=stream))
+            (approval,) = await pending(gateway, words[0])
+            await vote(gateway, approval)
+            await arrived.wait()
+            path = f"/v1/responses/{approval['response_id']}"
+            async with gateway.http() as client, gateway.http("admin") as admin:
+                assert (await client.delete(path)).status_code == 200
+                go_on.set()
+                event = f"continuation.{'failed' if asks_again else 'completed'}"
+                with anyio.fail_after(10):
+                    while not (await admin.get(f"/v1/audit?event={event}")).json()["data"]:
+                        await anyio.sleep(0.02)
+                    await creating
+                for query in ({}, {"stream": "true"}):
+                    assert (await client.get(path, params=query)).status_code == 404
+                assert (await admin.get("/v1/approvals?status=pending")).json()["data"] == []

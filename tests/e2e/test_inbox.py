@@ -157,3 +157,32 @@ async def test_a_cursor_that_is_none_is_refused(gateway: Gateway, cursor: str) -
 async def test_an_inbox_needs_a_key(gateway: Gateway) -> None:
     async with httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as client:
         assert (await client.get("/v1/approvals/events")).status_code == 401
+
+
+@pytest.mark.covers("APPR-6")
+async def test_a_reader_that_is_ahead_of_the_server_begins_anew(stack: Stack) -> None:
+    """A server that has lost its newest writes gave out places that it does not know."""
+    with stack.gateway(**tenancy(stack)) as gateway:
+        await held(gateway)
+        async with (
+            gateway.http("approver") as client,
+            client.stream(
+                "GET", "/v1/approvals/events", headers={"last-event-id": "999999999999999-7"}
+            ) as answer,
+        ):
+            reader = Reader(aiter(answer.aiter_lines()))
+            assert await reader.next() == ("", None)
+            assert (await reader.next())[0] == "approval.lost"
+            begun = reader.cursor
+            later = await held(gateway)
+            assert (await reader.next())[1]["approval"]["id"] == later["id"]
+        async with inbox(gateway, "approver", begun) as reader:
+            assert (await reader.next())[1]["approval"]["id"] == later["id"]
+
+
+@pytest.mark.covers("APPR-6")
+@pytest.mark.parametrize("place", ["9" * 20 + "-0", "1-" + "9" * 20, "x", "1"])
+async def test_a_place_that_no_event_has_is_refused(gateway: Gateway, place: str) -> None:
+    async with gateway.http("approver") as client:
+        answer = await client.get("/v1/approvals/events", headers={"last-event-id": place})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Last-Event-ID")

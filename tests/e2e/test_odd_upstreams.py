@@ -230,6 +230,27 @@ async def test_what_a_dead_replica_had_written_is_counted_when_the_turn_is_ended
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
 
 
+@pytest.mark.covers("APPR-2", "APPR-4")
+async def test_a_turn_whose_worker_died_after_its_last_event_has_no_second_one(
+    gateway: Gateway, stack: Stack
+) -> None:
+    word = marker()
+    reading = asyncio.ensure_future(create(gateway, issue(word), stream=True))
+    (approval,) = await pending(gateway, word)
+    id_ = approval["response_id"]
+    async with gateway.http() as client, open_clients(stack.redis_url) as clients:
+        seen = read_events((await _so_far(client, id_)).encode())
+        number = seen[-1]["sequence_number"] + 1
+        block = frame("response.completed", sequence_number=number, response=seen[0]["response"])
+        log = RedisEventLog(clients.commands, KeyRing([("k1", b"k" * 32)]))
+        await log.append("acme", id_, [(number, block)], ttl=60)
+        assert (await client.post(f"/v1/responses/{id_}/cancel")).status_code == 200
+    with anyio.fail_after(10):
+        events = read_events((await reading).content)
+    ends = ("response.completed", "response.failed", "error")
+    assert [one["type"] for one in events if one["type"] in ends] == ["response.completed"]
+
+
 async def _so_far(client: Any, id_: str) -> str:
     """Read the events of a held turn that are there already."""
     text = ""

@@ -503,7 +503,7 @@ async def test_validate_names_every_fault_with_its_place(stack: Stack) -> None:
         said = await asked(gateway, "/v1/policy/validate", {"rules": [lost]})
         assert said["faults"][0]["message"] == '"gitlab" matches no mcp_servers label'
         text = '# mine\n[[rules]]\nid = "a"\neffect = "ask"\nmatch = { tol = "x" }\n'
-        said = await asked(gateway, "/v1/policy/validate", {"rules": text})
+        said = await asked(gateway, "/v1/policy/validate", {"rules": text}, key="admin")
         (fault,) = said["faults"]
         assert (fault["line"], fault["path"], fault["rule"]) == (5, "rules[0].match.tol", "a")
         for wrong in ("[[rules", "[server]\nport = 1", 7, {"id": "a"}):
@@ -552,3 +552,11 @@ async def test_a_simulation_that_makes_no_sense_is_refused(
         answer = await client.post("/v1/policy/simulate", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == code
+
+
+@pytest.mark.parametrize("text", ["a=" + "[" * 5000, "a=" + "9" * 5000], ids=["deep", "long"])
+async def test_toml_that_cannot_be_read_is_a_fault_and_no_error(stack: Stack, text: str) -> None:
+    with stack.gateway(**tenancy(stack)) as gateway:
+        said = await asked(gateway, "/v1/policy/validate", {"rules": text}, key="admin")
+    assert said["valid"] is False
+    assert said["faults"][0]["message"].startswith("not valid TOML")

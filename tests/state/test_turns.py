@@ -10,7 +10,7 @@ from gateway.adapters.crypto import KeyRing
 from gateway.adapters.redis import keys
 from gateway.adapters.redis.client import Client, execute
 from gateway.adapters.redis.turns import RedisTurnStore
-from gateway.domain.errors import Undecipherable, Unprocessable
+from gateway.domain.errors import ResponseDeleted, Undecipherable, Unprocessable
 
 from .conftest import Stores
 from .make import OTHER, TENANT, calls, turn
@@ -128,7 +128,8 @@ async def test_deletion_takes_index_and_log_along(stores: Stores, client: Client
     await stores.turns.record(turn("resp_1", item_ids=("msg_1",), response=b"{}"), ttl=600)
     await stores.log.append(TENANT, "resp_1", [(0, b"event")], ttl=600)
     assert await stores.turns.delete(TENANT, "resp_1")
-    assert await client.dbsize() == 0
+    # What is left are ids: the mark that it is gone, and the list of the newest turns.
+    assert set(await client.keys()) == {keys.gone(TENANT, "resp_1"), keys.turns(TENANT)}
     assert not await stores.turns.delete(TENANT, "resp_1")
 
 
@@ -237,3 +238,17 @@ async def test_a_head_survives_the_server_forgetting_its_scripts(
     read = await stores.turns.read(TENANT, "resp_0")
     assert read is not None
     assert read.response == b"2"
+
+
+async def test_a_deleted_turn_is_not_written_again(stores: Stores) -> None:
+    """Its worker may still be at it; a log, too, would show what was to be forgotten."""
+    await stores.turns.record(turn("resp_1", item_ids=("msg_1",)), ttl=600)
+    await stores.turns.delete(TENANT, "resp_1")
+    with pytest.raises(ResponseDeleted):
+        await stores.turns.record(turn("resp_1", item_ids=("msg_1",)), ttl=600)
+    await stores.log.append(TENANT, "resp_1", [(0, b"event")], ttl=600)
+    assert await stores.turns.read(TENANT, "resp_1") is None
+    assert await stores.turns.turns_of_items(TENANT, ["msg_1"]) == {}
+    assert await stores.log.read(TENANT, "resp_1", cursor="") is None
+    await stores.turns.record(turn("resp_1", tenant=OTHER), ttl=600)  # nobody else is concerned
+    assert await stores.turns.read(OTHER, "resp_1") is not None

@@ -107,3 +107,9 @@ def test_much_against_much_is_not_tried() -> None:
 def test_a_schema_that_was_not_kept_is_no_schema() -> None:
     assert (fault({}, None) or "").startswith("schema_too_large: ")
     assert (fault({}, "x") or "").startswith("schema_invalid: ")
+
+
+@pytest.mark.parametrize("index", ["\u00b2", "9" * 5000, "-1", "01"])
+def test_a_place_in_a_list_that_is_no_number_leads_nowhere(index: str) -> None:
+    schema = raw({"allOf": [{"$ref": f"#/allOf/{index}"}]})
+    assert (arguments_fault("{}", schema) or "").startswith("schema_ref_not_allowed")

@@ -625,8 +625,20 @@ function op.retry()
   return 1
 end
 
+local function place(id)
+  local ms, number = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(number)
+end
+
+local function before(one, other)
+  local ms, number = place(one)
+  local other_ms, other_number = place(other)
+  return ms < other_ms or (ms == other_ms and number < other_number)
+end
+
 -- cursor, or '' for its present end; how many. Returns entries, the cursor after them, and
--- whether some before them are kept no more.
+-- whether some before them are kept no more. One that is still to come was given by a server
+-- that has lost it: its reader begins anew.
 function op.inbox()
   local key, cursor = prefix .. 'inbox', ARGV[4]
   if redis.call('EXISTS', key) == 0 then return {{}, cursor == '' and '0-0' or cursor, 0} end
@@ -634,10 +646,11 @@ function op.inbox()
   local about = {}
   for n = 1, #info, 2 do about[info[n]] = info[n + 1] end
   if cursor == '' then return {{}, about['last-generated-id'], 0} end
+  if before(about['last-generated-id'], cursor) then return {{}, about['last-generated-id'], 1} end
   local lost = 0
   if tonumber(about['entries-added']) > tonumber(about['length']) and about['first-entry'] then
-    local before = redis.call('XRANGE', key, '-', cursor, 'COUNT', 1)
-    if #before == 0 then lost = 1 end
+    local seen = redis.call('XRANGE', key, '-', cursor, 'COUNT', 1)
+    if #seen == 0 then lost = 1 end
   end
   local found = redis.call('XRANGE', key, '(' .. cursor, '+', 'COUNT', ARGV[5])
   if #found > 0 then cursor = found[#found][1] end

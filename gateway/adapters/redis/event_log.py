@@ -50,6 +50,7 @@ class RedisEventLog(EventLog):
             ttl * 1000,
             keys.wake_turn(tenant, turn_id),
             int(end),
+            keys.gone(tenant, turn_id),
             *sealed,
         )
 

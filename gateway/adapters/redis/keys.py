@@ -4,6 +4,7 @@
     gw:{tenant}:turns                     STREAM  the newest turns' ids, at most some thousands
     gw:{tenant}:item:<item id>            STRING  the turn that holds the item
     gw:{tenant}:log:<response id>         STREAM  the turn's event log
+    gw:{tenant}:gone:<response id>        STRING  the mark of a turn that was deleted
     gw:{tenant}:apr:<approval id>         HASH    an approval
     gw:{tenant}:batch:<response id>       HASH    a batch of approvals
     gw:{tenant}:mcpr:<request id>         STRING  the approval that answers the request
@@ -88,6 +89,11 @@ def log(tenant: str, turn_id: str) -> bytes:
 def conversation(tenant: str, conversation_id: str) -> bytes:
     """Name the hash of a conversation; `:items` and `:order` are beside it."""
     return prefix(tenant) + _bytes("conv:" + conversation_id)
+
+
+def gone(tenant: str, turn_id: str) -> bytes:
+    """Name the mark of a turn that was deleted."""
+    return prefix(tenant) + _bytes("gone:" + turn_id)
 
 
 def approval(tenant: str, approval_id: str) -> bytes:

@@ -2,10 +2,12 @@
 -- KEYS: turn. ARGV: prefix, turn id, ttl in ms, parent, head, items, response, hint,
 -- item ids as MessagePack, '1' if the turn must be new; and where the writer holds a claim: the
 -- batch and the fence, without which nothing is written.
+-- Returns 0 where the id is another turn's, or the claim lost; -1 where the turn was deleted.
 -- HSET comes first: a full server refuses it, and then nothing was written.
 local key, prefix, id, ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local packed = ARGV[9]
 local items = cmsgpack.unpack(packed)
+if redis.call('EXISTS', prefix .. 'gone:' .. id) == 1 then return -1 end
 if ARGV[11] then
   local batch = redis.call('HMGET', prefix .. 'batch:' .. ARGV[11], 's', 'f')
   local held = batch[1] == 'claimed' or batch[1] == 'dispatched'

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from gateway.adapters.redis import keys
 from gateway.adapters.redis.client import Client, Script, execute, store_errors
-from gateway.domain.errors import Undecipherable, Unprocessable
+from gateway.domain.errors import ResponseDeleted, Undecipherable, Unprocessable
 from gateway.domain.ports import Cipher, Turn, TurnHead, TurnStore
 
 _LONGEST_CHAIN = 10_000
@@ -72,6 +72,8 @@ class RedisTurnStore(TurnStore):
             int(new),
             *((_raw(claim[0]), claim[1]) if claim else ()),
         )
+        if written == -1:
+            raise ResponseDeleted("The response was deleted.")
         return bool(written)
 
     @override
