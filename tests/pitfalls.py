@@ -100,6 +100,8 @@ PITFALLS: dict[int, Pitfall] = {
             "e2e/test_approvals_json.py::"
             "test_a_turn_that_was_cancelled_while_it_was_held_is_no_parent",
             "e2e/test_odd_upstreams.py::test_deleting_a_held_turn_ends_every_stream_of_it",
+            "e2e/test_background.py::test_a_person_decides_in_the_middle",
+            "e2e/test_background.py::test_cancel_while_a_person_decides_runs_nothing",
         ),
     ),
     8: Pitfall(

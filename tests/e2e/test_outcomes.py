@@ -134,8 +134,9 @@ async def test_a_call_that_nobody_approved_is_told_and_on_record(stack: Stack, h
 @pytest.mark.covers("APPR-7", "CHAIN-5")
 @pytest.mark.parametrize("held", [True, False], ids=["approved-otherwise", "never-asked"])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
+@pytest.mark.parametrize("stateless", [False, True], ids=["stored", "stateless"])
 async def test_a_conversation_in_which_a_tool_ran_unapproved_is_locked(
-    stack: Stack, held: bool, stream: bool
+    stack: Stack, held: bool, stream: bool, stateless: bool
 ) -> None:
     word = marker()
     request = asked_for(word)
@@ -145,11 +146,11 @@ async def test_a_conversation_in_which_a_tool_ran_unapproved_is_locked(
             return [request]
         return [ran(request, name="send_payment"), message("ok")]
 
-    id_ = "conv_" + word
-    async with provider(saying(script, id_)) as upstream:
-        with stack.gateway(upstreams=[upstream.settings()], **tenancy(stack)) as gateway:
+    async with provider(saying(script, "conv_" + word)) as upstream:
+        sections = {"upstreams": [upstream.settings()], **tenancy(stack, stateless=stateless)}
+        with stack.gateway(**sections) as gateway:
             async with gateway.http() as client:
-                assert (await client.post("/v1/conversations", json={})).json()["id"] == id_
+                id_ = (await client.post("/v1/conversations", json={})).json()["id"]
             async with anyio.create_task_group() as group:
                 group.start_soon(lambda: create(gateway, "hi", conversation=id_, stream=stream))
                 if held:
@@ -162,7 +163,6 @@ async def test_a_conversation_in_which_a_tool_ran_unapproved_is_locked(
                 assert (status, error["code"]) == (409, "chain_locked")
                 assert error["param"] == "conversation"
             assert len(upstream.calls) == sent
-            # Another conversation of the same caller is not.
             async with gateway.http() as client:
                 read = await client.get(f"/v1/conversations/{id_}")
             assert read.status_code == 200
