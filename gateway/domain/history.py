@@ -175,7 +175,7 @@ def restore_guarded(items: Sequence[Item], known: Mapping[str, Raw]) -> list[Ite
 
 def _repeats(stored: Raw, given: Raw) -> bool:
     whole, part = _plain(stored), _plain(given)
-    return all(value == [] or whole.get(key) == value for key, value in part.items())
+    return all(value in ([], "") or whole.get(key) == value for key, value in part.items())
 
 
 def _plain(item: Raw) -> dict[str, Any]:

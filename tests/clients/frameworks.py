@@ -71,4 +71,22 @@ FRAMEWORKS = [
         lock="langchain-openai",
         script="langchain_chat.py",
     ),
+    Framework(
+        name="Pydantic AI",
+        packages={"pydantic-ai-slim": "2.68.0"},
+        lock="pydantic-ai",
+        script="pydantic_agent.py",
+        cannot={
+            "native": "it drops requests for an approval",
+            "native_stateless": "it drops requests for an approval",
+        },
+        repeats=("mcp_list_tools", "mcp_call"),
+    ),
+    Framework(
+        name="Microsoft Agent Framework",
+        packages={"agent-framework-openai": "1.17.0", "agent-framework-core": "1.23.0"},
+        lock="agent-framework",
+        script="agent_framework_chat.py",
+        repeats=("mcp_call",),
+    ),
 ]
