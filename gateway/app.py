@@ -222,6 +222,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         judge=judge,
         pinning=pinning,
         refusals=refusals,
+        meter=meter,
     )
     legs = Legs(upstream=upstream, secrets=secrets, upstreams=upstreams, meter=meter)
     settlement = Settlement(approvals=stores.approvals, judge=judge, pinning=pinning, meter=meter)

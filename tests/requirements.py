@@ -47,7 +47,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "CHAIN-5": Requirement("conversations, passed through or kept by the gateway"),
     "STATE-1": Requirement("stateless mode"),
     "STATE-2": Requirement("replayed is exactly what was produced"),
-    "STATE-3": Requirement("left-out reasoning is put back", "later"),
+    "STATE-3": Requirement("left-out reasoning is put back"),
     "STATE-4": Requirement("encrypted at rest, TTL, deletion, cache off"),
     "STATE-5": Requirement("one bounded repair of a refused input"),
     "STATE-6": Requirement("long chains", "part", "storage and one round trip; no compaction"),

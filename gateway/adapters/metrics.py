@@ -126,6 +126,12 @@ class PrometheusMeter(Meter):
             ("upstream",),
             registry=self._registry,
         )
+        self._restored = Counter(
+            "gateway_reasoning_restored",
+            "Reasoning items that callers left out and the gateway put back.",
+            ["upstream"],
+            registry=self._registry,
+        )
         self._withheld = Counter(
             "gateway_reasoning_withheld",
             "Items that an upstream left out of the input (input_transformations).",
@@ -237,6 +243,10 @@ class PrometheusMeter(Meter):
     @override
     def withheld(self, upstream: str, count: int) -> None:
         self._child(self._withheld, upstream).inc(count)
+
+    @override
+    def restored(self, upstream: str, count: int) -> None:
+        self._child(self._restored, upstream).inc(count)
 
     @override
     def audited(self, event: str) -> None:

@@ -135,6 +135,100 @@ def _with_reasoning(item_id: str, kept: Sequence[Kept]) -> list[Item]:
     return []
 
 
+class _Part(msgspec.Struct):
+    type: str = "output_text"
+    text: str | None = None
+    refusal: str | None = None
+
+
+class _Said(msgspec.Struct):
+    type: str | None = None
+    role: str | None = None
+    content: str | list[_Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    input: str | None = None
+
+
+_said = msgspec.json.Decoder(_Said)
+_CALLS = frozenset({"function_call", "custom_tool_call"})
+
+
+def content_of(item: Raw) -> str | None:
+    """Write what an output item says, the same for each way to write it; `None` for others.
+
+    Callers that keep their own history often drop ids, annotations and status.
+    """
+    try:
+        said = _said.decode(item)
+    except msgspec.DecodeError:
+        return None
+    if said.type in _CALLS:
+        call = [said.type, said.call_id, said.name, said.arguments, said.input]
+        return encode(call).decode() if said.call_id else None
+    if said.type not in (None, "message") or said.role != "assistant" or not said.content:
+        return None
+    if isinstance(said.content, str):
+        return encode([said.content]).decode()
+    return encode([part.text or part.refusal for part in said.content]).decode()
+
+
+def contents_of(items: Iterable[Kept]) -> tuple[str, ...]:
+    """List what a turn's output items say."""
+    said = (content_of(item.i) for item in items if item.o == "out")
+    return tuple(dict.fromkeys(text for text in said if text))
+
+
+def lacks_reasoning(items: Sequence[Item]) -> bool:
+    """Tell whether a caller replays output items, and no reasoning that means anything.
+
+    One that sends ciphertext looks after its reasoning itself.
+    """
+    if any(item.type == "reasoning" and _ids.decode(item.raw).encrypted_content for item in items):
+        return False
+    return any(item.id is not None or content_of(item.raw) for item in items)
+
+
+def put_back(
+    items: Sequence[Item], turn_of: Mapping[str, str], kept: Mapping[str, Sequence[Kept]]
+) -> tuple[list[Item], int]:
+    """Put reasoning before the output items that it belongs to, and count it (STATE-3).
+
+    Args:
+        turn_of: Turn id by an item's id, or by what it says.
+        kept: Turn id to that turn's items.
+    """
+    sent: set[str] = set()
+    result: list[Item] = []
+    restored = 0
+    for item in items:
+        turn = turn_of.get(item.id or "") or turn_of.get(content_of(item.raw) or "")
+        for part in _run_to(item, kept.get(turn or "", ())):
+            if part.id not in sent:
+                sent.add(part.id or "")
+                result.append(part)
+                restored += 1
+        if item.type != "reasoning" or item.id not in sent:
+            result.append(item)
+    return result, restored
+
+
+def _run_to(item: Item, kept: Sequence[Kept]) -> list[Item]:
+    """Find the reasoning before an item of a turn; one that is there twice has none."""
+    said = None if item.id else content_of(item.raw)
+    runs: list[list[Item]] = []
+    run: list[Item] = []
+    for entry in kept:
+        one = item_of(entry.i)
+        if one.id == item.id if item.id else said is not None and content_of(one.raw) == said:
+            runs.append([*run, one] if one.type == "reasoning" else run)
+        run = [*run, one] if one.type == "reasoning" else []
+    if len(runs) != 1 or not all(_ids.decode(one.raw).encrypted_content for one in runs[0]):
+        return []
+    return runs[0]
+
+
 def unknown_item(item_id: str, param: str) -> NotFound:
     """The error for an item that this caller does not have."""
     return NotFound(f"Item with id '{item_id}' not found.", code="item_not_found", param=param)

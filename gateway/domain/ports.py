@@ -79,12 +79,16 @@ class Turn:
             Empty bytes: nothing is kept.
         response: The response as the caller last saw it, JSON; empty where upstream is asked.
         item_ids: Ids of the items, for look-up by `item_reference`.
+        contents: What its output items say (see `history.content_of`), for look-up by callers that
+            replay them without their ids. Written only; a turn that is read has its index in
+            `item_ids`.
     """
 
     head: TurnHead
     items: bytes = b""
     response: bytes = b""
     item_ids: tuple[str, ...] = ()
+    contents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,12 @@ class TurnStore(Protocol):
 
     async def turns_of_items(self, tenant: str, item_ids: Sequence[str]) -> Mapping[str, str]:
         """Find the turn ids that hold the items; unknown ones are left out."""
+        ...
+
+    async def turns_of_contents(
+        self, tenant: str, end_user: str, contents: Sequence[str]
+    ) -> Mapping[str, str]:
+        """Find the turn ids of an end user that said something, if only one turn did."""
         ...
 
     async def recent(
@@ -1133,6 +1143,10 @@ class Meter(Protocol):
 
     def withheld(self, upstream: str, count: int) -> None:
         """Count reasoning items that an upstream silently left out (STATE-5)."""
+        ...
+
+    def restored(self, upstream: str, count: int) -> None:
+        """Count reasoning items that callers left out and were put back (STATE-3)."""
         ...
 
     def audited(self, event: str) -> None:

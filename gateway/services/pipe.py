@@ -42,7 +42,7 @@ from gateway.domain.errors import (
     UpstreamDisconnected,
     UpstreamRefused,
 )
-from gateway.domain.history import Kept, ids_of, pack
+from gateway.domain.history import Kept, contents_of, ids_of, pack
 from gateway.domain.ports import (
     ApprovalStore,
     AuditLog,
@@ -426,6 +426,7 @@ class Pipe:
                     # One whose caller is asked is shown to who chooses for it (APPR-5).
                     response=running.scrubber.scrub(encode(shown)) if served or batch else b"",
                     item_ids=ids_of(state.items) if state.keep else (),
+                    contents=contents_of(state.items) if state.keep and not state.stored else (),
                 ),
                 ttl=running.tenant.ttl if state.keep or not ends else UNKEPT_TTL,
                 new=new,

@@ -18,7 +18,10 @@ from gateway.domain.documents import Document, Raw, raw
 from gateway.domain.errors import BadRequest, Conflict, Forbidden, NotFound
 from gateway.domain.history import (
     Kept,
+    content_of,
     guarded_ids,
+    lacks_reasoning,
+    put_back,
     replay,
     resolve_references,
     restore_guarded,
@@ -27,7 +30,7 @@ from gateway.domain.history import (
 )
 from gateway.domain.identity import Tenant
 from gateway.domain.loops import check_budget
-from gateway.domain.ports import ConversationStore, TurnHead, TurnStore
+from gateway.domain.ports import ConversationStore, Meter, TurnHead, TurnStore
 from gateway.domain.registry import McpServer, Model, Route
 from gateway.domain.requests import (
     ENCRYPTED_REASONING,
@@ -103,7 +106,9 @@ class Preparation:
         judge: Judge,
         pinning: Pinning,
         refusals: Refusals,
+        meter: Meter,
     ) -> None:
+        self._meter = meter
         self._turns = turns
         self._conversations = conversations
         self._answers = answers
@@ -195,6 +200,8 @@ class Preparation:
         async with self._refusals.noted(caller, "", tried="send"):
             refuse_acknowledgements(request.items)
             items, known = await self._own_items(caller, request.items, state)
+        if parent is None and state.stateless and state.keep and lacks_reasoning(items):
+            items = await self._put_back(caller, items, state)
         items = await self._answers.history(
             caller, items, known, end_user=state.end_user, parent=parent
         )
@@ -295,6 +302,32 @@ class Preparation:
             if item.type == "item_reference" and item.id not in known:
                 raise unknown_item(item.id or "", f"input[{index}]")
         return restored, known
+
+    async def _put_back(
+        self, caller: Caller, items: Sequence[Item], state: TurnState
+    ) -> list[Item]:
+        """Put reasoning back that the caller left out of the items that it replays (STATE-3).
+
+        It must have come from the upstream that it goes to: no other can read it.
+        """
+        ids = [item.id for item in items if item.id is not None]
+        said = [text for item in items if item.id is None and (text := content_of(item.raw))]
+        tenant = caller.tenant.id
+        turn_of = dict(await self._turns.turns_of_contents(tenant, state.end_user, said))
+        turn_of |= await self._turns.turns_of_items(tenant, ids)
+        kept: dict[str, list[Kept]] = {}
+        for turn_id in dict.fromkeys(turn_of.values()):
+            turn = await self._turns.read(tenant, turn_id)
+            if (
+                turn is not None
+                and turn.head.upstream == state.upstream
+                and owned(turn.head, caller, state.end_user)
+            ):
+                kept[turn_id] = unpack(turn.items)
+        restored, count = put_back(items, turn_of, kept)
+        if count:
+            self._meter.restored(state.upstream, count)
+        return restored
 
     async def _unkept_items(
         self, caller: Caller, items: Sequence[Item], end_user: str

@@ -86,24 +86,6 @@ async def test_a_stateless_tenant_is_stateless_whatever_the_request_says(
     assert sent["include"] == ["message.output_text.logprobs", *ENCRYPTED]
 
 
-@pytest.mark.covers("STATE-1")
-async def test_what_needs_a_store_is_refused_to_a_stateless_tenant(
-    strict: Gateway, stack: Stack
-) -> None:
-    await stack.forget()
-    client = strict.client()
-    for more, param in (
-        ({"background": True}, "background"),
-        ({"conversation": "conv_1"}, "conversation"),
-    ):
-        with pytest.raises(openai.BadRequestError) as caught:
-            await client.responses.create(model=MODEL, input="x", **more)
-        assert caught.value.param == param
-    with pytest.raises(openai.BadRequestError):
-        await client.conversations.create()
-    assert await bodies(stack) == []
-
-
 @asynccontextmanager
 async def sealed(stack: Stack, **changes: Any) -> AsyncIterator[tuple[Gateway, list[Call]]]:
     """An upstream that seals one item three times, as OpenAI does: each event has its own."""

@@ -21,7 +21,10 @@ local old = redis.call('HGET', key, 'i')
 redis.call('HSET', key, 'p', ARGV[4], 'h', ARGV[5], 'c', ARGV[6], 'r', ARGV[7], 'i', packed)
 redis.call('PEXPIRE', key, ttl)
 for _, item in ipairs(items) do
-  redis.call('SET', prefix .. 'item:' .. item, id, 'PX', ttl)
+  local entry, turn = prefix .. 'item:' .. item, id
+  -- What an item says ('=' and a token) may be said in two turns: then it tells nothing.
+  if string.sub(item, 1, 1) == '=' and (redis.call('GET', entry) or id) ~= id then turn = '' end
+  redis.call('SET', entry, turn, 'PX', ttl)
 end
 if not old then
   local recent = prefix .. 'turns'

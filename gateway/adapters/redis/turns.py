@@ -13,9 +13,10 @@ import msgspec
 from typing_extensions import override
 
 from gateway.adapters.redis import keys
+from gateway.adapters.redis.approvals import TokenCipher
 from gateway.adapters.redis.client import Client, Script, execute, store_errors
 from gateway.domain.errors import ResponseDeleted, Undecipherable, Unprocessable
-from gateway.domain.ports import Cipher, Turn, TurnHead, TurnStore
+from gateway.domain.ports import Turn, TurnHead, TurnStore
 
 _LONGEST_CHAIN = 10_000
 _ENCODER = msgspec.msgpack.Encoder()
@@ -29,7 +30,7 @@ _STREAM_ID = re.compile(r"\d{1,20}-\d{1,20}")
 class RedisTurnStore(TurnStore):
     """Turns in Redis, sealed by the cipher."""
 
-    def __init__(self, client: Client, cipher: Cipher) -> None:
+    def __init__(self, client: Client, cipher: TokenCipher) -> None:
         self._client = client
         self._cipher = cipher
         self._record = Script(client, "turn_record.lua")
@@ -68,7 +69,7 @@ class RedisTurnStore(TurnStore):
             self._seal(turn.items, tenant, "turn.items", turn_id),
             self._seal(turn.response, tenant, "turn.response", turn_id),
             _raw(keys.wake_turn(tenant, turn_id)),
-            _ENCODER.encode(turn.item_ids),
+            _ENCODER.encode(self._indexed(turn)),
             int(new),
             *((_raw(claim[0]), claim[1]) if claim else ()),
         )
@@ -146,6 +147,41 @@ class RedisTurnStore(TurnStore):
             item: _text(turn_id)
             for item, turn_id in zip(item_ids, found, strict=True)
             if turn_id is not None
+        }
+
+    def _indexed(self, turn: Turn) -> tuple[str, ...]:
+        """Name the index entries of a turn: ids of items, and tokens of what they say."""
+        head = turn.head
+        said = ("=" + self._said(head.tenant, head.end_user, text)[0] for text in turn.contents)
+        return tuple(dict.fromkeys((*turn.item_ids, *said)))
+
+    def _said(self, tenant: str, end_user: str, content: str) -> tuple[str, ...]:
+        return self._cipher.tokens(content, tenant=tenant, kind="turn.content", id=end_user)
+
+    @override
+    @store_errors
+    async def turns_of_contents(
+        self, tenant: str, end_user: str, contents: Sequence[str]
+    ) -> Mapping[str, str]:
+        entries = [
+            (content, "=" + token)
+            for content in contents
+            for token in self._said(tenant, end_user, content)
+        ]
+        if not entries:
+            return {}
+        names = [keys.item(tenant, entry) for _, entry in entries]
+        found: dict[str, set[str]] = {}
+        for (content, _), turn in zip(
+            entries, await execute(self._client, "MGET", *names), strict=True
+        ):
+            if turn is not None:
+                found.setdefault(content, set()).add(_text(turn))
+        # After a rotation of keys two turns may have said the same under different ones.
+        return {
+            content: min(turns)
+            for content, turns in found.items()
+            if len(turns) == 1 and "" not in turns
         }
 
     @override
