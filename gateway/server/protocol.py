@@ -175,18 +175,12 @@ class LimitedProtocol(HttpToolsProtocol):
 
     @override
     def handle_websocket_upgrade(self) -> None:
-        if self._is_answering() or self.scope["method"] != "GET" or self._has_body():
-            self._refusal = _bad("A WebSocket begins with a GET, alone on its connection.")
+        if self._is_answering():  # two protocols would write on one connection
+            self._refusal = _bad("A WebSocket cannot begin before the last request is answered.")
             self.send_400_response("")
             return
         self._disarm()  # from here on the connection belongs to another protocol
         super().handle_websocket_upgrade()
-
-    def _has_body(self) -> bool:
-        return any(
-            name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0")
-            for name, value in self.headers
-        )
 
     # Refusals
 

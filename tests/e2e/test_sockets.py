@@ -28,6 +28,7 @@ from gateway.server.process import GracefulServer, bind, server_config
 from gateway.services.callers import Caller
 from tests.support.approvals import (
     GITHUB,
+    create,
     decide,
     executed,
     issue,
@@ -281,6 +282,28 @@ async def test_rules_decide_on_a_socket_as_anywhere(gateway: Gateway, stack: Sta
         )
     assert "Payments are switched off" in json.dumps(done)
     assert await executed(stack, word) == []
+
+
+@pytest.mark.covers("API-6", "APPR-1")
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_an_approver_answers_a_held_turn_of_another_door_on_a_socket(
+    gateway: Gateway, stack: Stack, streamed: bool
+) -> None:
+    word = marker()
+    async with talk(gateway) as first, talk(gateway, key="second") as second:
+        if streamed:
+            await first.create(issue(word), tools=[GITHUB])
+        else:
+            await create(gateway, issue(word))
+        (approval,) = await pending(gateway, word)
+        asked = approval["approval_request_id"]
+        answer = {"type": "mcp_approval_response", "approval_request_id": asked, "approve": True}
+        await second.create([answer], tools=[GITHUB])
+        events = await second.rest()
+    assert types_of(events)[0] == "response.created"
+    assert types_of(events)[-1] == "response.completed"
+    assert "mcp_call" in [item["type"] for item in events[-1]["response"]["output"]]
+    assert len(await executed(stack, word)) == 1
 
 
 @pytest.mark.covers("API-6", "STREAM-2", "APPR-4")
@@ -546,6 +569,31 @@ async def test_a_handshake_that_is_none_is_answered_and_the_connection_ends(
     assert answer.split(b" ")[1] == str(status).encode()
 
 
+@pytest.mark.covers("API-6", "LIMIT-3")
+async def test_no_socket_begins_behind_a_request_that_runs(stack: Stack) -> None:
+    async def answer(call: Call) -> None:
+        await call.head()
+        await call.send(OPENING)
+        await call.left.wait()
+
+    async with provider(answer) as upstream:
+        with graceful(stack, 5, upstreams=[upstream.settings()]) as (gateway, _, _):
+            host, port = gateway.url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            body = json.dumps({"model": MODEL, "input": "x", "stream": True})
+            head = f"host: {host}\r\nauthorization: Bearer {gateway.keys['caller']}\r\n"
+            post = f"POST /v1/responses HTTP/1.1\r\n{head}content-length: {len(body)}\r\n\r\n{body}"
+            writer.write(post.encode())
+            with anyio.fail_after(10):
+                answered = await reader.readuntil(b"response.in_progress")
+                upgrade = f"connection: upgrade\r\nupgrade: websocket\r\n{KEY}\r\n"
+                writer.write(f"GET /v1/responses HTTP/1.1\r\n{head}{upgrade}".encode())
+                answered += await reader.read()  # to its end
+            writer.close()
+            await writer.wait_closed()
+    assert b"HTTP/1.1 101" not in answered
+
+
 # Readers that are slow, and ends
 
 
@@ -710,6 +758,18 @@ def graceful(
         assert not thread.is_alive()
 
 
+async def no_more_connections(gateway: Gateway) -> None:
+    """Wait until the server has begun to close what it serves."""
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with anyio.fail_after(10), suppress(ConnectionRefusedError):
+        while True:
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+            await anyio.sleep(0.01)
+
+
 @pytest.mark.covers("API-6", "STREAM-4")
 async def test_a_stop_lets_the_turn_finish_and_says_goodbye(stack: Stack) -> None:
     go_on = asyncio.Event()
@@ -728,6 +788,7 @@ async def test_a_stop_lets_the_turn_finish_and_says_goodbye(stack: Stack) -> Non
                 await busy.hear()
                 stop()
                 assert (await closing(idle))[0] == 1001
+                await no_more_connections(gateway)
                 go_on.set()
                 assert types_of(await busy.rest())[-1] == "response.completed"
                 assert (await closing(busy))[0] == 1001
