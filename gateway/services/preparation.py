@@ -5,6 +5,7 @@ Nothing is sent upstream and nothing is stored before all of it has passed.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from gateway.domain.history import (
 )
 from gateway.domain.identity import Tenant
 from gateway.domain.loops import check_budget
-from gateway.domain.ports import ConversationStore, Meter, TurnHead, TurnStore
+from gateway.domain.ports import ConversationStore, Meter, Turn, TurnHead, TurnStore
 from gateway.domain.registry import McpServer, Model, Route
 from gateway.domain.requests import (
     ENCRYPTED_REASONING,
@@ -62,6 +63,9 @@ from gateway.services.pins import Pinning
 from gateway.services.refusals import Refusals
 
 _OWN_FIELDS = ("input", "tools", "stream", "previous_response_id", "store", "include")
+_AT_ONCE = 16
+"""Turns that are read at the same time."""
+
 _PASSED_HEADERS = ("openai-beta", "x-client-request-id", "x-ms-client-request-id", "traceparent")
 
 
@@ -316,18 +320,27 @@ class Preparation:
         turn_of = dict(await self._turns.turns_of_contents(tenant, state.end_user, said))
         turn_of |= await self._turns.turns_of_items(tenant, ids)
         kept: dict[str, list[Kept]] = {}
-        for turn_id in dict.fromkeys(turn_of.values()):
-            turn = await self._turns.read(tenant, turn_id)
-            if (
-                turn is not None
-                and turn.head.upstream == state.upstream
-                and owned(turn.head, caller, state.end_user)
-            ):
-                kept[turn_id] = unpack(turn.items)
+        wanted = list(dict.fromkeys(turn_of.values()))
+        for at in range(0, len(wanted), _AT_ONCE):
+            turns = await asyncio.gather(
+                *(self._turns.read(tenant, turn_id) for turn_id in wanted[at : at + _AT_ONCE])
+            )
+            kept |= self._same_owner(caller, state, turns)
         restored, count = put_back(items, turn_of, kept)
         if count:
             self._meter.restored(state.upstream, count)
         return restored
+
+    def _same_owner(
+        self, caller: Caller, state: TurnState, turns: Sequence[Turn | None]
+    ) -> dict[str, list[Kept]]:
+        return {
+            turn.head.id: unpack(turn.items)
+            for turn in turns
+            if turn is not None
+            and turn.head.upstream == state.upstream
+            and owned(turn.head, caller, state.end_user)
+        }
 
     async def _unkept_items(
         self, caller: Caller, items: Sequence[Item], end_user: str
@@ -408,8 +421,8 @@ def _check_ended(head: TurnHead, request: CreateRequest, *, stateless: bool) -> 
         raise _locked(head, "previous_response_id")
     if head.status == "failed" and head.batch:
         raise Conflict(
-            f"The response '{head.id}' failed while it was held; go on from the response before "
-            "it.",
+            f"The response '{head.id}' failed while it was held or ran in background; go on from "
+            "the response before it.",
             code="response_failed",
             param="previous_response_id",
         )
