@@ -16,7 +16,7 @@ import pytest
 from tests.clients.conftest import LOCKS, Npm, Pypi
 from tests.clients.frameworks import FRAMEWORKS, Framework
 from tests.conftest import require
-from tests.support.approvals import executed, marker, pending, tenancy, vote
+from tests.support.approvals import decide, executed, marker, pending, tenancy, vote
 from tests.support.stack import Gateway, Stack
 
 SECONDS = 60
@@ -83,6 +83,13 @@ def run(framework: Framework, scenario: str, npm: Npm, pypi: Pypi) -> Run:
 def native(stack: Stack) -> Iterator[Gateway]:
     """A gateway whose rules let the caller decide."""
     with stack.gateway(rules=ASKING, **tenancy(stack)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def keeping(stack: Stack) -> Iterator[Gateway]:
+    """A gateway whose tenant is stateless, whatever its callers believe."""
+    with stack.gateway(**tenancy(stack, stateless=True)) as running:
         yield running
 
 
@@ -158,6 +165,32 @@ async def test_a_function_is_called_and_its_output_goes_back(
         ]
 
 
+@pytest.mark.covers("STATE-1", "STATE-2", "STATE-3")
+@able("functions", "held")
+async def test_a_client_that_believes_in_storing_works_where_nothing_is_stored(
+    run: Run, framework: Framework, scenario: str, keeping: Gateway, stack: Stack
+) -> None:
+    await stack.forget()
+    word = marker()
+    async with anyio.create_task_group() as tasks:
+        if scenario == "held":
+            tasks.start_soon(decide, keeping, word)
+        seen = await run(keeping, word)
+    assert "I see 1 user message" in seen["recalled"]
+    bodies = await turns(stack)
+    assert [body["store"] for body in bodies] == [False] * 3
+    assert not any("previous_response_id" in body for body in bodies)
+    if scenario == "functions":
+        assert [shape(body) for body in bodies] == [
+            ["user"],
+            WEATHER,
+            [*WEATHER, "assistant", "user"],
+        ]
+    else:
+        assert "mcp calls: 1" in seen["recalled"]
+        assert [shape(body)[0] for body in bodies] == ["user"] * 3
+
+
 @pytest.mark.covers("APPR-2", "APPR-3", "MCP-1")
 @able("held", "held_stateless")
 async def test_a_call_is_held_on_the_stream_until_somebody_else_approves_it(
@@ -195,7 +228,9 @@ async def test_a_call_is_held_on_the_stream_until_somebody_else_approves_it(
 
 @pytest.mark.covers("APPR-1", "MCP-1")
 @able("native", "native_stateless")
-async def test_the_caller_is_asked_and_answers(run: Run, native: Gateway, stack: Stack) -> None:
+async def test_the_caller_is_asked_and_answers(
+    run: Run, scenario: str, native: Gateway, stack: Stack
+) -> None:
     await stack.forget()
     word = marker()
     seen = await run(native, word)
@@ -204,6 +239,12 @@ async def test_the_caller_is_asked_and_answers(run: Run, native: Gateway, stack:
     assert len(await executed(stack, word)) == 1
     assert "I see 1 user message" in seen["recalled"]
     assert "mcp calls: 1" in seen["recalled"]
+    if scenario == "native_stateless":
+        assert [shape(body)[-1] for body in await turns(stack)] == [
+            "user",
+            "mcp_approval_response",
+            "user",
+        ]
 
 
 @pytest.mark.covers("STATE-1", "STATE-2", "CHAIN-1")
