@@ -62,9 +62,7 @@ REQUIREMENTS: dict[str, Requirement] = {
         "tool definitions are pinned; a change is quarantine until it is accepted"
     ),
     "MCP-6": Requirement("gateway-run MCP", "later"),
-    "APPR-1": Requirement(
-        "every approval request is intercepted and decided", "part", "JSON and stream"
-    ),
+    "APPR-1": Requirement("every approval request is intercepted and decided"),
     "APPR-2": Requirement("one response to the caller, whatever the legs"),
     "APPR-3": Requirement("the stream stays open with comments; JSON is pending"),
     "APPR-4": Requirement("durable holds"),
@@ -73,11 +71,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "APPR-7": Requirement("fingerprint and receipt"),
     "APPR-8": Requirement("grants, revisions, loop cap, budget per chain, fatigue guard"),
     "APPR-9": Requirement("webhooks out"),
-    "APPR-10": Requirement(
-        "console",
-        "part",
-        "inbox, approval, turns, servers, rules, grants, audit, webhooks, playground",
-    ),
+    "APPR-10": Requirement("the console: inbox, approval, turns, operators' rooms, playground"),
     "APPR-11": Requirement("every decision in a hash chain; read, verify, export"),
     "APPR-12": Requirement(
         "computer use", "part", "no check is passed on as acknowledged; none can be approved"
