@@ -233,7 +233,7 @@ async def test_a_redirect_is_not_followed(stack: Stack) -> None:
     async with provider(taking) as other:
 
         async def redirecting(call: Call) -> None:
-            await call.document(b"", status=307, headers={"location": other.url})
+            await call.document(b"{}", status=307, headers={"location": other.url})
 
         async with provider(redirecting) as receiver:
             with stack.gateway(**opened(stack, retries=[])) as gateway:
@@ -511,8 +511,9 @@ async def test_a_configured_endpoint_is_shown_and_only_switched(stack: Stack) ->
             await told(receiver, 2)
     assert tested["delivered"]
     assert {call.path for call in receiver.calls} == {"/hook"}
-    kinds = [call.json["type"] for call in receiver.calls]
-    assert kinds == ["webhook.test", "approval.requested"]
+    # What happened while it was off may be handed out when it is on again.
+    kinds = {call.json["type"] for call in receiver.calls}
+    assert kinds == {"webhook.test", "approval.requested"}
 
 
 @pytest.mark.covers("APPR-9", "MCP-3", "STATE-4")
