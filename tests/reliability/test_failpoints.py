@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import cycle
 
 import anyio
 import pytest
@@ -23,10 +24,13 @@ async def test_a_replica_that_dies_at_a_step_is_replaced(site: Site, point: Poin
     frail = site.begin(site.prepare("frail"), failpoint=point.value).ready()
     ledger = Ledger(site)
     async with ledger.approver(), anyio.create_task_group() as group:
-        while frail.running:  # either replica may take the job: until it was the frail one
-            count = len(ledger.turns) + 2
-            for at in (frail, steady):
-                group.start_soon(ledger.turn, at)
+        # One turn at a time, so that no other one is in flight when the replica dies. Either
+        # replica may take the job: until it was the frail one.
+        for at in cycle((frail, steady)):
+            if not frail.running:
+                break
+            count = len(ledger.turns) + 1
+            group.start_soon(ledger.turn, at)
 
             async def over(count: int = count) -> bool:
                 return not frail.running or ledger.ended >= count
