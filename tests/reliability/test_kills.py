@@ -18,7 +18,7 @@ async def test_replicas_killed_at_random_lose_and_double_nothing(site: Site) -> 
     site.up("one", "two", "three")
     # Every fourth is denied: that a deny is carried out counts as much.
     ledger = Ledger(site, lambda word: "deny" if int(word[-1], 16) % 4 == 0 else "approve")
-    most, budget = amount(50, long=500), amount(240, long=1200)
+    most, budget = amount(50, long=500), amount(270, long=1200)
     kills, begun = 0, time.monotonic()
     async with ledger.load(6):
         while kills < most and time.monotonic() - begun < budget:

@@ -32,7 +32,7 @@ LATE = 0.002
 
 
 async def jobs_of(stores: Stores, kind: str) -> list[Job]:
-    jobs = await stores.jobs.take([TENANT], limit=1000)
+    jobs = await stores.jobs.take([TENANT], limit=10_000)
     return [job for job in jobs if job.kind == kind]
 
 
