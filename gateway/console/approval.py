@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import cast
 
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
@@ -18,14 +19,13 @@ from gateway.console.desk import Desk, Page, place, refuse_form
 from gateway.console.pages import redirect
 from gateway.console.sessions import Ticket, Visitor
 from gateway.domain.approvals import Approval, Verdict
-from gateway.domain.documents import encode
 from gateway.domain.errors import BadRequest, Forbidden, GatewayError, NotFound, Unprocessable
-from gateway.domain.grants import Scope
+from gateway.domain.grants import BoundTo, Scope
 from gateway.services.approvals import ApprovalService
 from gateway.services.audit import AuditService
 from gateway.services.grants import Wanted
 from gateway.services.overview import Overview
-from gateway.web.doors import AnyRequest
+from gateway.web.doors import AnyRequest, natural
 
 _DECISIONS = (*Verdict, "revise")
 _BOUND = ("chain", "principal")
@@ -243,7 +243,7 @@ def _grant(form: Mapping[str, str]) -> Wanted | None:
     if not scope:
         return None
     bound, ttl = form.get("bound_to", "chain"), form.get("ttl", "")
-    if scope not in set(Scope) or bound not in _BOUND or not (ttl.isdigit() and len(ttl) < 9):
+    seconds = natural(ttl) if len(ttl) < 9 else None
+    if scope not in set(Scope) or bound not in _BOUND or seconds is None:
         raise Unprocessable("There is no such grant. Nothing was decided.", param="scope")
-    wanted = {"scope": scope, "bound_to": bound, "ttl": float(ttl)}
-    return views.wanted(encode(wanted))
+    return Wanted(scope=Scope(scope), bound_to=cast("BoundTo", bound), ttl=float(seconds))

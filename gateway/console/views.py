@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from gateway.console.render import Arguments, Piece, read_arguments, warnings
 from gateway.console.sessions import Visitor
 from gateway.domain.approvals import Approval, ApprovalStatus
@@ -15,7 +13,6 @@ from gateway.domain.documents import encode
 from gateway.domain.errors import Unprocessable
 from gateway.domain.grants import Scope
 from gateway.domain.identity import Role
-from gateway.services.grants import Wanted
 
 PAGE = 25
 """Approvals on one page of the inbox."""
@@ -213,11 +210,6 @@ def lives(approval: Approval) -> list[tuple[int, str]]:
     """List how long a grant may live."""
     most = approval.grants.max_ttl
     return [(each, span(each)) for each in _LIVES if each <= most] or [(int(most), span(most))]
-
-
-def wanted(document: bytes) -> Wanted:
-    """Read a wish for a grant."""
-    return msgspec.json.decode(document, type=Wanted)
 
 
 def draft(approval: Approval) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -69,6 +69,17 @@ class JSONAnswer:
             }
         )
         await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def listing(shown: Sequence[Mapping[str, object]], more: bool) -> dict[str, object]:
+    """Write a page of a list as OpenAI does; each entry has an `id`."""
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": more,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from gateway.services.approvals import ApprovalService, Decision, News
 from gateway.services.callers import Caller
 from gateway.services.grants import Grants, Wanted
 from gateway.services.records import Answer, EventStream
-from gateway.web.answers import JSONAnswer, Pace, SSEAnswer
+from gateway.web.answers import JSONAnswer, Pace, SSEAnswer, listing
 from gateway.web.doors import AnyRequest, Doors, natural, page_limit
 from gateway.web.errors import error_body
 from gateway.web.grants import show_grant
@@ -102,7 +102,7 @@ def _reading(doors: Doors, approvals: ApprovalService, pace: Pace) -> Sequence[H
             after=query.get("after"),
             limit=page_limit(query.get("limit", "20")),
         )
-        return _json(caller, _listing([_show(approvals, caller, one) for one in found], more))
+        return _json(caller, listing([_show(approvals, caller, one) for one in found], more))
 
     @get("/v1/approvals/events")
     async def follow_approvals(request: AnyRequest) -> ASGIApp:
@@ -123,7 +123,7 @@ def _reading(doors: Doors, approvals: ApprovalService, pace: Pace) -> Sequence[H
         """List the approvals of a response."""
         caller = doors.caller(request)
         found = await approvals.of_turn(caller, response_id)
-        return _json(caller, _listing([_show(approvals, caller, one) for one in found], False))
+        return _json(caller, listing([_show(approvals, caller, one) for one in found], False))
 
     return (list_approvals, follow_approvals, retrieve_approval, list_response_approvals)
 
@@ -278,16 +278,6 @@ def _version(request: AnyRequest) -> int | None:
             "'If-Match' must be the ETag of the approval.", code="invalid_value", param="If-Match"
         )
     return version
-
-
-def _listing(shown: list[dict[str, object]], more: bool) -> dict[str, object]:
-    return {
-        "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
-        "has_more": more,
-    }
 
 
 def _result(approval_id: str, result: Approval | GatewayError) -> dict[str, object]:

@@ -16,7 +16,7 @@ from gateway.domain.identity import Role
 from gateway.services.callers import Caller
 from gateway.services.grants import Grants, WantedStanding
 from gateway.services.records import Answer
-from gateway.web.answers import JSONAnswer
+from gateway.web.answers import JSONAnswer, listing
 from gateway.web.doors import AnyRequest, Doors, page_limit
 
 _FIELD = re.compile(r"field `([^`]*)`|`\$\.([^`]*)`")
@@ -45,16 +45,7 @@ def grants_router(doors: Doors, grants: Grants) -> Router:
             limit=page_limit(query.get("limit", "20")),
         )
         shown = [show_grant(grant) for grant in found]
-        return _json(
-            caller,
-            {
-                "object": "list",
-                "data": shown,
-                "first_id": shown[0]["id"] if shown else None,
-                "last_id": shown[-1]["id"] if shown else None,
-                "has_more": more,
-            },
-        )
+        return _json(caller, listing(shown, more))
 
     @get("/v1/grants/{grant_id:str}")
     async def retrieve_grant(request: AnyRequest, grant_id: FromPath[str]) -> ASGIApp:

@@ -18,7 +18,7 @@ from gateway.domain.webhooks import Delivery, Format, WebhookEndpoint
 from gateway.services.callers import Caller
 from gateway.services.records import Answer
 from gateway.services.webhook_endpoints import Changes, WebhookEndpoints
-from gateway.web.answers import JSONAnswer
+from gateway.web.answers import JSONAnswer, listing
 from gateway.web.doors import AnyRequest, Doors, page_limit
 
 _Events = Annotated[
@@ -63,7 +63,7 @@ def webhooks_router(doors: Doors, webhooks: WebhookEndpoints) -> Router:
     async def list_webhook_endpoints(request: AnyRequest) -> ASGIApp:
         """List the endpoints, those of the configuration first."""
         caller = doors.caller(request, Role.ADMIN)
-        return _json(caller, _listing([_show(one) for one in await webhooks.list(caller)], False))
+        return _json(caller, listing([_show(one) for one in await webhooks.list(caller)], False))
 
     @post("/v1/webhook_endpoints", status_code=201)
     async def create_webhook_endpoint(request: AnyRequest) -> ASGIApp:
@@ -128,7 +128,7 @@ def webhooks_router(doors: Doors, webhooks: WebhookEndpoints) -> Router:
             after=query.get("after"),
             limit=page_limit(query.get("limit", "20")),
         )
-        return _json(caller, _listing([_show_delivery(one) for one in found], more))
+        return _json(caller, listing([_show_delivery(one) for one in found], more))
 
     @post(
         "/v1/webhook_endpoints/{endpoint_id:str}/deliveries/{delivery_id:str}/redeliver",
@@ -220,16 +220,6 @@ def origin(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}/…"
-
-
-def _listing(shown: list[dict[str, object]], more: bool) -> dict[str, object]:
-    return {
-        "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
-        "has_more": more,
-    }
 
 
 def _json(caller: Caller, body: object, status: int = 200) -> ASGIApp:
