@@ -2,7 +2,8 @@
 
 uvicorn's protocol over `websockets` bounds messages and pauses writing, but closes sockets in the
 middle of a turn when the server stops, answers pings of a peer that reads nothing, waits on a
-handshake that it cannot read, and keeps the connection of such a peer for as long as TCP does.
+handshake that it cannot read, keeps the connection of such a peer for as long as TCP does, and
+resets the connection of a peer that is still sending when a message of it is refused.
 """
 
 from __future__ import annotations
@@ -50,6 +51,23 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             + body
         )
         self.transport.close()
+
+    @override
+    def handle_parser_exception(self) -> None:
+        """Say why, then read away what is on its way: to close over unread bytes resets the
+        connection, and a reset takes the close frame with it."""
+        if self.close_sent or self.conn.close_sent is None:
+            return
+        code, reason = self.conn.close_sent.code, self.conn.close_sent.reason
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.close_sent = True
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
 
     @override
     def handle_ping(self) -> None:

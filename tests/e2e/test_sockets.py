@@ -388,7 +388,7 @@ async def test_a_hostile_message_is_refused_and_the_socket_goes_on(
 
 
 @pytest.mark.covers("API-6", "LIMIT-3")
-@pytest.mark.parametrize("fragments", [1, 8])
+@pytest.mark.parametrize("fragments", [1, 8, 8000])
 async def test_a_message_too_large_ends_the_socket(stack: Stack, fragments: int) -> None:
     section = {"lame_duck": 0, "grace_period": 1, "max_body_bytes": 4096}
     with stack.gateway(server=section) as gateway:
