@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from tests.clients.conftest import Npm
-from tests.docs.markdown import README, blocks, section
+from tests.docs.markdown import DOCS, blocks, section
 from tests.support.stack import Gateway, Stack
 
 VERSION = "0.169.0"
 
-AS_IN_README = next(
+AS_DOCUMENTED = next(
     block.text
-    for block in blocks(section(README.read_text(), "## Use it"))
+    for block in blocks(section((DOCS / "api.md").read_text(), "## Addresses and credentials"))
     if block.language == "toml"
 )
 
@@ -55,7 +55,7 @@ def codex(npm: Npm, gateway: Gateway, tmp_path: Path, transport: str) -> Run:
     program = npm.install("@openai/codex", VERSION, megabytes=404) / ".bin" / "codex"
     home = tmp_path / "home"
     (home / ".codex").mkdir(parents=True)
-    settings = AS_IN_README.replace("https://gateway.example.com", gateway.url)
+    settings = AS_DOCUMENTED.replace("https://gateway.example.com", gateway.url)
     settings += "supports_websockets = true\n" if transport == "websocket" else ""
     first = 'model = "gpt-5.5"\ncheck_for_update_on_startup = false\n'
     (home / ".codex" / "config.toml").write_text(first + settings + QUIET)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+DOCS = ROOT / "docs"
 
 _FENCE = re.compile(r"^```(\w+)(?: ([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -38,6 +39,13 @@ def section(text: str, heading: str) -> str:
     _, found, rest = text.partition(f"\n{heading}\n")
     assert found, heading
     return re.split(rf"^{level} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def anchors(text: str) -> set[str]:
+    """Return the names by which the headings of a page are linked to, as GitHub makes them."""
+    prose = _FENCE.sub("", text)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def rows(text: str) -> Iterator[list[str]]:

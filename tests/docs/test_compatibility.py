@@ -9,9 +9,9 @@ import pytest
 
 from tests.clients.conftest import LOCKS
 from tests.clients.frameworks import FRAMEWORKS, SCENARIOS, Framework
-from tests.docs.markdown import ROOT, code, rows, section
+from tests.docs.markdown import DOCS, code, rows, section
 
-PAGE = (ROOT / "docs" / "compatibility.md").read_text()
+PAGE = (DOCS / "compatibility.md").read_text()
 
 
 @pytest.mark.covers("API-1")

@@ -1,4 +1,4 @@
-"""The JSON of the README has the fields that the gateway really sends and takes."""
+"""The JSON of the documentation has the fields that the gateway really sends and takes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import pytest
 
 from gateway.domain.approvals import Approval
 from gateway.domain.webhooks import approval_event, payload
-from tests.docs.markdown import README, blocks, section
+from tests.docs.markdown import DOCS, blocks, section
 from tests.support.approvals import decide, issue, marker
 from tests.support.stack import RULES, Gateway, Stack
 
-TEXT = README.read_text()
 GITHUB = {"type": "mcp", "server_label": "github"}
 CREATE = {
     "model": "gpt-4.1",
@@ -22,8 +21,9 @@ CREATE = {
 }
 
 
-def example(heading: str, place: int = 0) -> Any:
-    found = [block for block in blocks(section(TEXT, heading)) if block.language == "json"]
+def example(page: str, heading: str, place: int = 0) -> Any:
+    text = section((DOCS / page).read_text(), heading)
+    found = [block for block in blocks(text) if block.language == "json"]
     return json.loads(found[place].text)
 
 
@@ -35,27 +35,29 @@ def shape(value: Any) -> Any:
 
 
 @pytest.mark.covers("APPR-3", "APPR-6")
-async def test_a_pending_response_and_its_approval_look_as_the_readme_says(
+async def test_a_pending_response_and_its_approval_look_as_the_page_says(
     gateway: Gateway,
 ) -> None:
     async with gateway.http() as caller, gateway.http("approver") as approver:
         answer = await caller.post("/v1/responses", json=CREATE)
         assert answer.headers["gateway-approval"] == "pending"
-        written = example("### The `gateway` field")
+        written = example("api.md", "## The `gateway` field")
         assert written["status"] == answer.json()["status"]
         assert shape(written["gateway"]) == shape(answer.json()["gateway"])
 
         listed = (await approver.get("/v1/approvals?status=pending")).json()
-        assert shape(example("### Approvals")) == shape(listed)
+        assert shape(example("approvals.md", "## Read and decide")) == shape(listed)
 
         one = listed["data"][0]
-        decision = example("### Approvals", 1) | {"fingerprint": one["fingerprint"]}
+        decision = example("approvals.md", "## Read and decide", 1) | {
+            "fingerprint": one["fingerprint"]
+        }
         answer = await approver.post(f"/v1/approvals/{one['id']}/decision", json=decision)
         assert (answer.status_code, answer.json()["status"]) == (200, "denied")
 
 
 @pytest.mark.covers("APPR-1", "APPR-6")
-async def test_the_callers_own_answer_is_sent_as_the_readme_says(stack: Stack) -> None:
+async def test_the_callers_own_answer_is_sent_as_the_page_says(stack: Stack) -> None:
     own = {
         "id": "own",
         "match": {"server": "github", "tool": "create_*"},
@@ -67,7 +69,7 @@ async def test_the_callers_own_answer_is_sent_as_the_readme_says(stack: Stack) -
             asked = (await caller.post("/v1/responses", json=CREATE)).json()
             request = asked["output"][-1]
             assert request["type"] == "mcp_approval_request"
-            answer = example("### The caller decides itself")
+            answer = example("approvals.md", "## The caller decides itself")
             answer["previous_response_id"] = asked["id"]
             answer["input"][0]["approval_request_id"] = request["id"]
             done = (await caller.post("/v1/responses", json=answer)).json()
@@ -75,8 +77,8 @@ async def test_the_callers_own_answer_is_sent_as_the_readme_says(stack: Stack) -
 
 
 @pytest.mark.covers("APPR-9")
-def test_a_webhook_looks_as_the_readme_says() -> None:
-    written = example("## Webhooks")
+def test_a_webhook_looks_as_the_page_says() -> None:
+    written = example("webhooks.md", "## What is sent")
     approval = Approval(
         id="apr_…",
         tenant="acme",

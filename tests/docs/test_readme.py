@@ -1,4 +1,4 @@
-"""The tour of the README is run as a newcomer runs it, and must print what the README says."""
+"""README and tour are run as a newcomer runs them, and must print what they say; links lead somewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
-from tests.docs.markdown import README, ROOT, Block, blocks, section
+from tests.docs.markdown import DOCS, README, ROOT, Block, anchors, blocks, section
 
 LIMIT = 60.0
 
@@ -108,7 +108,7 @@ class Tour:
         terminal, mark = found
         printed = terminal.until(mark)
         assert matches(self._here(block.text), printed), (
-            f"README line {block.line} prints:\n{printed}"
+            f"the block at line {block.line} prints:\n{printed}"
         )
 
     def _here(self, text: str) -> str:
@@ -206,8 +206,14 @@ def _await_ready(dev: subprocess.Popen[bytes], url: str) -> None:
 
 
 @pytest.mark.covers("RUN-1", "RUN-5", "APPR-2", "APPR-3", "STATE-1")
-def test_the_tour_prints_what_the_readme_says(tour: Tour) -> None:
-    steps = [block for block in blocks(README.read_text()) if block.use in ("tour", "output")]
+def test_the_readme_and_the_tour_print_what_they_say(tour: Tour) -> None:
+    pages = (README, DOCS / "tour.md")
+    steps = [
+        block
+        for page in pages
+        for block in blocks(page.read_text())
+        if block.use in ("tour", "output")
+    ]
     assert len(steps) > 15
     for step in steps:
         if step.use == "tour":
@@ -223,14 +229,31 @@ def test_the_two_lines_are_there() -> None:
     assert lines == ["pip install uv && uv run gateway dev", "pip install uv && uv run pytest"]
 
 
-def test_every_link_to_a_file_leads_somewhere() -> None:
-    pages = [
-        README,
-        ROOT / "CONTRIBUTING.md",
-        *ROOT.glob("docs/**/*.md"),
-        *ROOT.glob("*/README.md"),
-    ]
-    for page in pages:
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("*/README.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_file_or_heading_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text()), target
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, ahead = set[Path](), [README]
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        links = re.findall(r"\]\(([^)#]+\.md)(?:#[^)]*)?\)", page.read_text())
+        found = {(page.parent / link).resolve() for link in links if "://" not in link}
+        ahead += found - reached
+    assert {page for page in PAGES if page not in reached} == set()

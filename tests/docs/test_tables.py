@@ -1,4 +1,4 @@
-"""The tables of the README and the code say the same, in both directions."""
+"""The tables of the documentation and the code say the same, in both directions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from gateway.adapters.metrics import PrometheusMeter
 from gateway.adapters.redis import keys
 from gateway.settings import Settings
 from gateway.settings.fields import seconds
-from tests.docs.markdown import README, ROOT, code, rows, section
+from tests.docs.markdown import DOCS, README, ROOT, code, rows, section
 from tests.requirements import REQUIREMENTS
 
-TEXT = README.read_text()
-PAGES = [TEXT, *(page.read_text() for page in sorted(ROOT.glob("docs/**/*.md")))]
+PAGES = [page.read_text() for page in (README, *sorted(DOCS.glob("**/*.md")))]
 
 
 # Configuration
@@ -50,7 +49,9 @@ def fields_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Fie
 
 
 FIELDS = dict(fields_of(Settings))
-ROWS = {code(row[0]): row for row in rows(section(TEXT, "## Configure")) if row[-1] != "Default"}
+ROWS = {
+    code(row[0]): row for row in rows((DOCS / "settings.md").read_text()) if row[-1] != "Default"
+}
 
 
 @pytest.mark.covers("RUN-6")
@@ -120,7 +121,7 @@ def raised() -> set[str]:
 
 @pytest.mark.covers("API-5")
 def test_every_error_code_is_in_the_table_and_nothing_else_is() -> None:
-    table = {code(row[0]) for row in rows(section(TEXT, "## Errors"))}
+    table = {code(row[0]) for row in rows((DOCS / "errors.md").read_text())}
     assert raised() - table == set()
     assert table - raised() == set()
 
@@ -144,7 +145,7 @@ def test_every_metric_and_its_labels_are_in_the_table_and_nothing_else_is() -> N
         exposed[name] = set(metric._labelnames)  # type: ignore[attr-defined]
     table = {
         code(row[0]): {code(label) for label in row[1].split(",")}
-        for row in rows(section(TEXT, "## Metrics"))
+        for row in rows((DOCS / "metrics.md").read_text())
     }
     assert table == exposed
     mentioned = {name for page in PAGES for name in re.findall(r"`(gateway_[a-z_]+)", page)}
@@ -169,14 +170,14 @@ def test_every_setting_that_a_page_mentions_exists() -> None:
 
 
 def test_every_path_that_the_architecture_names_exists() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = (DOCS / "architecture.md").read_text()
     for name in re.findall(r"`((?:tests/)?[a-z_]+/[a-z_/]*(?:\.py|\.lua)?)`", page):
         assert (ROOT / name).exists() or (ROOT / "gateway" / name).exists(), name
 
 
 @pytest.mark.covers("OPS-2")
 def test_every_key_of_redis_is_in_the_architecture() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = (DOCS / "architecture.md").read_text()
     names = re.findall(r"^    gw:\{tenant\}:([a-z]+)", keys.__doc__ or "", re.MULTILINE)
     assert len(names) > 8
     assert {
@@ -189,14 +190,14 @@ def test_every_key_of_redis_is_in_the_architecture() -> None:
 
 @pytest.mark.covers("OPS-4")
 def test_every_row_says_open_or_closed() -> None:
-    lines = section(TEXT, "## Open or closed").splitlines()
+    lines = section((DOCS / "security.md").read_text(), "## Open or closed").splitlines()
     table = [line for line in lines if line.startswith("|")][2:]
     assert len(table) > 15
     assert {line.rstrip("| ").rpartition(" ")[2] for line in table} == {"open", "closed"}
 
 
 def test_what_is_for_later_is_among_the_limits() -> None:
-    limits = section(TEXT, "## Limits of this version").lower()
+    limits = section(README.read_text(), "## Limits of this version").lower()
     words = {
         "API-6": "websocket",
         "API-7": "images",

@@ -213,7 +213,7 @@ async def test_lists_are_filtered_and_paged(stack: Stack) -> None:
 
 
 def check(lines: list[dict[str, Any]]) -> None:
-    """Verify an export as an auditor would, by the README alone."""
+    """Verify an export as an auditor would, by docs/audit.md alone."""
     previous = lines[0]["previous"]
     for line in lines[:-1]:
         text = {name: value for name, value in line.items() if name != "hash"}

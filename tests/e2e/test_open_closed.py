@@ -1,4 +1,4 @@
-"""Rows of the README's table of what fails open and closed that no other test proves (OPS-4)."""
+"""Rows of the table in docs/security.md of what fails open and closed that no other test proves (OPS-4)."""
 
 from __future__ import annotations
 
