@@ -278,6 +278,8 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         webhooks=FanOut(store=stores.webhooks, directory=directory, approvals=stores.approvals),
         sweeper=Sweeper(stores.approvals, meter),
         tenants=tenants,
+        meter=meter,
+        most_in_background=settings.server.max_background,
     )
     await health.check()
     chainer = Chainer(

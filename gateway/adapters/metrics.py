@@ -164,6 +164,13 @@ class PrometheusMeter(Meter):
             ("reason",),
             registry=self._registry,
         )
+        self._jobs = Gauge(
+            "gateway_jobs_running",
+            "Jobs that run: background turns, and all others.",
+            ("lane",),
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
         self._websockets = Gauge(
             "gateway_websockets_open",
             "WebSockets that are open.",
@@ -263,6 +270,10 @@ class PrometheusMeter(Meter):
     @override
     def webhook_endpoint_disabled(self, reason: str) -> None:
         self._child(self._webhook_endpoints_off, reason).inc()
+
+    @override
+    def jobs(self, lane: str, change: int) -> None:
+        self._child(self._jobs, lane).inc(change)
 
     @override
     def websockets(self, tenant: str, change: int) -> None:

@@ -66,6 +66,7 @@ class ServerSettings(Section):
         lame_duck: After SIGTERM: how long requests are still taken while readiness says no.
         grace_period: After the lame duck: how long running streams may take to end (STREAM-4).
         lease: How long the work of a replica stays its own after its last sign of life (APPR-4).
+        max_background: Background turns that a process runs at once; others wait (STREAM-3).
         heartbeat: Longest silence of a stream before a comment is sent (APPR-3).
         stall_timeout: How long a caller may leave a stream unread before it is dropped.
         head_timeout: How long a request's head may take, from connection or first byte.
@@ -88,6 +89,7 @@ class ServerSettings(Section):
     lame_duck: Pause = 5.0
     grace_period: Pause = 45.0
     lease: Annotated[Duration, Field(ge=1)] = 10.0
+    max_background: Count = 64
     heartbeat: Annotated[Duration, Field(le=15)] = 15.0
     stall_timeout: Duration = 60.0
     head_timeout: Duration = 20.0

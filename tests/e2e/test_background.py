@@ -288,6 +288,40 @@ async def test_a_busy_upstream_is_asked_again_and_a_refusal_is_told(
     assert (shown["status"], shown["error"]["code"]) == ("failed", "content_filter")
 
 
+async def jobs_running(gateway: Gateway, lane: str) -> float:
+    """Read how many jobs of a lane a gateway runs."""
+    async with gateway.http() as client:
+        lines = (await client.get("/metrics")).text.splitlines()
+    name = f'gateway_jobs_running{{lane="{lane}"}} '
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+@pytest.mark.covers("STREAM-3", "APPR-4", "OPS-1")
+async def test_a_full_background_is_a_queue_and_holds_up_nothing_else(stack: Stack) -> None:
+    sections = tenancy(stack)
+    sections["server"] = {"max_background": 2}
+    with stack.gateway(**sections) as gateway:
+        word = marker()
+        slow = [await began(gateway, "/fault silence:60", store=False) for _ in range(2)]
+        await upstream_is(stack, 2)
+        later = await began(gateway, f"/echo {word}", store=False)
+        held = await began(gateway, issue(word), tools=(), store=False)
+        plain = await create(gateway, issue(word), headers={"Prefer": "respond-async"})
+        await decide(gateway, word)  # what a person decides goes on
+        done = await ended(gateway, plain.json()["id"])
+        assert (done["status"], len(await executed(stack, word))) == ("completed", 1)
+        for waiting in (later, held):
+            assert (await retrieved(gateway, waiting["id"]))["status"] == "queued"
+        assert await jobs_running(gateway, "background") == 2
+        assert await sent(stack, f"/echo {word}") == []
+        assert (await cancelled(gateway, held["id"])).json()["status"] == "cancelled"
+        assert (await cancelled(gateway, slow[0]["id"])).json()["status"] == "cancelled"
+        assert text_of(await ended(gateway, later["id"])) == word  # the place that became free
+        await cancelled(gateway, slow[1]["id"])
+        await upstream_is(stack, 0)
+        assert (await retrieved(gateway, held["id"]))["status"] == "cancelled"
+
+
 @pytest.mark.covers("STREAM-3", "STATE-4")
 async def test_what_cannot_run_in_background_is_refused(stack: Stack) -> None:
     with stack.gateway(**tenancy(stack, stateless=True, cache="off")) as gateway:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import anyio
 import pytest
 
 from gateway.adapters.redis import keys
@@ -77,6 +78,27 @@ async def test_a_done_job_is_gone_for_good(client: Client, queue: RedisJobQueue)
     assert await subjects(queue) == ["apr_2"]
 
 
+@pytest.mark.covers("STREAM-3", "APPR-4")
+async def test_background_turns_wait_in_a_lane_of_their_own(
+    client: Client, queue: RedisJobQueue, other: RedisJobQueue
+) -> None:
+    for subject in ("run_1", "run_2", "resp_1"):
+        await queue.add(job(subject, kind="continue"))
+    await queue.add(job("run_3", kind="continue"), delay=0.001)
+    assert await subjects(queue) == ["resp_1"]
+    (first,) = await queue.take([TENANT], limit=1, lane="background")
+    assert (first.subject, first.lane) == ("run_1", "background")
+    name = keys.jobs(TENANT, "background")
+    await execute(client, "XCLAIM", name, "workers", "worker-1", 0, first.token, "IDLE", 60_000)
+    assert await queue.extend(first)
+    await queue.done(first)
+    found: list[str] = []
+    with anyio.fail_after(10):
+        while len(found) < 2:
+            found += [one.subject for one in await other.take([TENANT], limit=9, lane="background")]
+    assert sorted(found) == ["run_2", "run_3"]
+
+
 @pytest.mark.covers("APPR-4")
 async def test_a_dead_workers_job_is_taken_over(
     client: Client, queue: RedisJobQueue, other: RedisJobQueue
@@ -130,7 +152,7 @@ async def test_a_delayed_job_comes_when_it_is_due(client: Client, queue: RedisJo
     assert await subjects(queue) == []
     await asyncio.sleep(0.03)
     assert await subjects(queue) == ["soon"]
-    assert await client.zcard(keys.jobs_later(TENANT)) == 1
+    assert await client.zcard(keys.jobs(TENANT) + b":later") == 1
 
 
 async def test_a_delayed_job_that_is_added_twice_comes_once(queue: RedisJobQueue) -> None:

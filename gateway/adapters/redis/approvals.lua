@@ -37,9 +37,12 @@ local function publish(text) redis.call('PUBLISH', 'gw:wake', text) end
 
 local function touched(turn) publish('turn:' .. tenant .. ':' .. turn) end
 
-local function job(...)
-  redis.call('XADD', prefix .. 'jobs', '*', 'o', string.format('%.3f', now / 1000), ...)
-  keep(prefix .. 'jobs', EVENTS_TTL)
+-- The first leg of a background turn has a lane of its own (see jobs.lua).
+local function lane(batch) return prefix .. (batch:sub(1, 4) == 'run_' and 'jobs:background' or 'jobs') end
+
+local function job(stream, ...)
+  redis.call('XADD', stream, '*', 'o', string.format('%.3f', now / 1000), ...)
+  keep(stream, EVENTS_TTL)
   publish('jobs:' .. tenant)
 end
 
@@ -75,7 +78,7 @@ local function happened(id, event, by, sealed)
   if a[1] == 'approver' then
     -- The event's id is the same however often it is delivered.
     local name = 'evt_' .. id .. '_' .. event .. '_' .. a[2]
-    job('k', 'webhook', 's', id, 'e', 'approval.' .. event, 'i', name)
+    job(prefix .. 'jobs', 'k', 'webhook', 's', id, 'e', 'approval.' .. event, 'i', name)
   end
 end
 
@@ -96,10 +99,11 @@ end
 -- Let a job go on with a batch, now or later; a batch that its caller goes on with has none.
 local function go_on(id, key, delay)
   if redis.call('HGET', key, 'j') ~= '1' then return end
-  if not delay or delay <= 0 then return job('k', 'continue', 's', id) end
+  local stream = lane(id)
+  if not delay or delay <= 0 then return job(stream, 'k', 'continue', 's', id) end
   local fields = {'o', string.format('%.3f', now / 1000), 'k', 'continue', 's', id}
-  redis.call('ZADD', prefix .. 'jobs:later', int(now + delay), cmsgpack.pack(fields))
-  keep(prefix .. 'jobs:later', EVENTS_TTL)
+  redis.call('ZADD', stream .. ':later', int(now + delay), cmsgpack.pack(fields))
+  keep(stream .. ':later', EVENTS_TTL)
 end
 
 local function set_ready(id, key, delay)
@@ -152,7 +156,7 @@ local function give_up(id, cause, by, sealed, ...)
     end
   end
   local b = redis.call('HMGET', key, 'j', 't')
-  if cause ~= 'caller' and b[1] == '1' then job('k', 'continue', 's', id) end
+  if cause ~= 'caller' and b[1] == '1' then job(lane(id), 'k', 'continue', 's', id) end
   touched(b[2])
 end
 

@@ -1,7 +1,7 @@
--- The job stream of a tenant. KEYS: jobs. ARGV: operation, prefix, tenant, then its own.
+-- One lane of a tenant's jobs. KEYS: its stream. ARGV: operation, tenant, then its own.
 -- A job is a flat list of fields: k kind, s subject, o occurred at, and where they apply
 -- e event, i event id, t target, a attempt.
-local key, later = KEYS[1], ARGV[2] .. 'jobs:later'
+local key, later = KEYS[1], KEYS[1] .. ':later'
 local TTL = 35 * 86400000
 
 local function millis()
@@ -9,7 +9,7 @@ local function millis()
   return clock[1] * 1000 + math.floor(clock[2] / 1000)
 end
 
-local function wake() redis.call('PUBLISH', 'gw:wake', 'jobs:' .. ARGV[3]) end
+local function wake() redis.call('PUBLISH', 'gw:wake', 'jobs:' .. ARGV[2]) end
 
 local op = {}
 
@@ -28,7 +28,7 @@ end
 -- consumer, most, lease in ms, where to look on for jobs whose worker died.
 -- Returns that place for the next time, and the jobs.
 function op.take()
-  local consumer, most, lease, start = ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
+  local consumer, most, lease, start = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6]
   move(most)
   if redis.call('EXISTS', key) == 0 then return {'0-0', {}} end
   local claimed = redis.pcall('XAUTOCLAIM', key, 'workers', consumer, lease, start, 'COUNT', most)
@@ -47,27 +47,27 @@ end
 
 -- token. An empty stream goes whole, and with it the names of workers that are no more.
 function op.done()
-  redis.pcall('XACK', key, 'workers', ARGV[4])
-  redis.call('XDEL', key, ARGV[4])
+  redis.pcall('XACK', key, 'workers', ARGV[3])
+  redis.call('XDEL', key, ARGV[3])
   if redis.call('XLEN', key) == 0 then redis.call('DEL', key) end
   return 1
 end
 
 -- token, consumer. Refused when another worker has taken the job over.
 function op.extend()
-  local held = redis.pcall('XPENDING', key, 'workers', ARGV[4], ARGV[4], 1)
-  if held.err or #held == 0 or held[1][2] ~= ARGV[5] then return 0 end
-  return #redis.call('XCLAIM', key, 'workers', ARGV[5], 0, ARGV[4], 'JUSTID')
+  local held = redis.pcall('XPENDING', key, 'workers', ARGV[3], ARGV[3], 1)
+  if held.err or #held == 0 or held[1][2] ~= ARGV[4] then return 0 end
+  return #redis.call('XCLAIM', key, 'workers', ARGV[4], 0, ARGV[3], 'JUSTID')
 end
 
 -- delay in ms, the job's fields as MessagePack
 function op.add()
-  local delay = tonumber(ARGV[4])
+  local delay = tonumber(ARGV[3])
   if delay > 0 then
-    redis.call('ZADD', later, string.format('%.0f', millis() + delay), ARGV[5])
+    redis.call('ZADD', later, string.format('%.0f', millis() + delay), ARGV[4])
     redis.call('PEXPIRE', later, TTL)
   else
-    redis.call('XADD', key, '*', unpack(cmsgpack.unpack(ARGV[5])))
+    redis.call('XADD', key, '*', unpack(cmsgpack.unpack(ARGV[4])))
     redis.call('PEXPIRE', key, TTL)
     wake()
   end

@@ -1,4 +1,4 @@
-"""Jobs in Redis streams: one stream and one group of workers per tenant (APPR-4, APPR-9)."""
+"""Jobs in Redis streams: one stream and one group of workers per tenant and lane (APPR-4)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from gateway.adapters.redis import keys
 from gateway.adapters.redis.client import Client, Script, store_errors
-from gateway.domain.ports import Job, JobQueue
+from gateway.domain.ports import Job, JobQueue, Lane
 
 LEASE = 10.0
 """Seconds after which a job that is not done goes to another worker."""
@@ -44,68 +44,68 @@ class RedisJobQueue(JobQueue):
         self._consumer = consumer_name
         self._lease = round(lease * 1000)
         self._script = Script(client, "jobs.lua")
-        self._places: dict[str, bytes] = {}
-        self._turn = _Turn()
+        self._places: dict[tuple[str, Lane], bytes] = {}
+        self._turns: dict[Lane, _Turn] = {"main": _Turn(), "background": _Turn()}
 
     @override
     @store_errors
-    async def take(self, tenants: Sequence[str], *, limit: int) -> Sequence[Job]:
+    async def take(
+        self, tenants: Sequence[str], *, limit: int, lane: Lane = "main"
+    ) -> Sequence[Job]:
         jobs: list[Job] = []
-        waiting = list(self._turn.order(tenants))
+        waiting = list(self._turns[lane].order(tenants))
         while waiting and len(jobs) < limit:
             free = limit - len(jobs)
             asked, waiting = waiting[:free], waiting[free:]
-            jobs += await self._ask(asked, free // len(asked))
+            jobs += await self._ask(asked, lane, free // len(asked))
         return jobs
 
-    async def _ask(self, tenants: Sequence[str], most: int) -> list[Job]:
+    async def _ask(self, tenants: Sequence[str], lane: Lane, most: int) -> list[Job]:
         try:
-            answers = await self._ask_at_once(tenants, most)
+            answers = await self._ask_at_once(tenants, lane, most)
         except NoScriptError:
             await self._script.load()
-            answers = await self._ask_at_once(tenants, most)
+            answers = await self._ask_at_once(tenants, lane, most)
         jobs = []
         for tenant, (place, found) in zip(tenants, answers, strict=True):
-            self._places[tenant] = place
+            self._places[tenant, lane] = place
             jobs += [_job(tenant, token, fields) for token, fields in found]
         return jobs
 
-    async def _ask_at_once(self, tenants: Sequence[str], most: int) -> list[Any]:
+    async def _ask_at_once(self, tenants: Sequence[str], lane: Lane, most: int) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipe:
             for tenant in tenants:
                 pipe.execute_command(
                     "EVALSHA",
                     self._script.sha,
                     1,
-                    keys.jobs(tenant),
-                    *self._common("take", tenant),
+                    keys.jobs(tenant, lane),
+                    "take",
+                    tenant,
                     self._consumer,
                     most,
                     self._lease,
-                    self._places.get(tenant, b"0-0"),
+                    self._places.get((tenant, lane), b"0-0"),
                 )
             return await pipe.execute()
 
     @override
     @store_errors
     async def done(self, job: Job) -> None:
-        await self._call("done", job.tenant, job.token)
+        await self._call("done", job, job.token)
 
     @override
     @store_errors
     async def extend(self, job: Job) -> bool:
-        return bool(await self._call("extend", job.tenant, job.token, self._consumer))
+        return bool(await self._call("extend", job, job.token, self._consumer))
 
     @override
     @store_errors
     async def add(self, job: Job, *, delay: float = 0.0) -> None:
-        await self._call("add", job.tenant, round(delay * 1000), _pack(job))
+        await self._call("add", job, round(delay * 1000), _pack(job))
 
-    async def _call(self, operation: str, tenant: str, *args: bytes | str | int) -> Any:
-        return await self._script(keys.jobs(tenant), *self._common(operation, tenant), *args)
-
-    def _common(self, operation: str, tenant: str) -> tuple[str, bytes, str]:
-        return operation, keys.prefix(tenant), tenant
+    async def _call(self, operation: str, job: Job, *args: bytes | str | int) -> Any:
+        return await self._script(keys.jobs(job.tenant, job.lane), operation, job.tenant, *args)
 
 
 def _pack(job: Job) -> bytes:

@@ -16,7 +16,8 @@
     gw:{tenant}:inbox                     STREAM  what happened to approvals, the newest 10,000
     gw:{tenant}:leases                    ZSET    claimed batches by the end of their lease
     gw:{tenant}:jobs                      STREAM  jobs to do now, with the group `workers`
-    gw:{tenant}:jobs:later                ZSET    jobs to do later, by their time
+    gw:{tenant}:jobs:background           STREAM  likewise, first legs of background turns
+    gw:{tenant}:jobs:later                ZSET    jobs to do later, by their time; so for the other
     gw:{tenant}:grant:<grant id>          HASH    a grant
     gw:{tenant}:grants                    ZSET    grants by creation
     gw:{tenant}:grants:for:<token>        ZSET    grants that answer the same calls, by their end
@@ -46,6 +47,8 @@ key for routing.
 """
 
 from __future__ import annotations
+
+from gateway.domain.ports import Lane
 
 FLEET = b"gw:fleet"
 """The live replicas, by the end of their sign of life; no tenant's."""
@@ -116,14 +119,9 @@ def grants(tenant: str) -> bytes:
     return prefix(tenant) + b"grants"
 
 
-def jobs(tenant: str) -> bytes:
-    """Name the job stream."""
-    return prefix(tenant) + b"jobs"
-
-
-def jobs_later(tenant: str) -> bytes:
-    """Name the set of delayed jobs."""
-    return prefix(tenant) + b"jobs:later"
+def jobs(tenant: str, lane: Lane = "main") -> bytes:
+    """Name the job stream of a lane; the script puts those that are due later beside it."""
+    return prefix(tenant) + (b"jobs" if lane == "main" else b"jobs:background")
 
 
 def event(tenant: str, event_id: str) -> bytes:

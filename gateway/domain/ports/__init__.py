@@ -17,7 +17,7 @@ from gateway.domain.ports.audit import AuditHead, AuditLog, AuditState, AuditSto
 from gateway.domain.ports.crypto import Cipher, Signer
 from gateway.domain.ports.event_log import EventLog, LogPage
 from gateway.domain.ports.grants import GrantAnswer, GrantStore, Question
-from gateway.domain.ports.jobs import Fleet, Hint, Job, JobQueue, Wake
+from gateway.domain.ports.jobs import Fleet, Hint, Job, JobQueue, Lane, Wake
 from gateway.domain.ports.metrics import Meter
 from gateway.domain.ports.pins import PinnedServer, PinStore
 from gateway.domain.ports.turns import ConversationStore, Turn, TurnHead, TurnStore
@@ -43,6 +43,7 @@ __all__ = [
     "InboxPage",
     "Job",
     "JobQueue",
+    "Lane",
     "LogPage",
     "Meter",
     "Once",

@@ -7,6 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from gateway.domain.turns import FIRST_RUN
+
+Lane = Literal["main", "background"]
+"""Jobs of one lane never wait for those of another: what runs in background may take hours, and
+what a person has decided goes on at once (STREAM-3)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -34,11 +40,18 @@ class Job:
     target: str = ""
     attempt: int = 0
 
+    @property
+    def lane(self) -> Lane:
+        """Where it waits: first legs of background turns have a lane of their own."""
+        return "background" if self.subject.startswith(FIRST_RUN) else "main"
+
 
 class JobQueue(Protocol):
     """Jobs of all tenants, taken over from a worker that died."""
 
-    async def take(self, tenants: Sequence[str], *, limit: int) -> Sequence[Job]:
+    async def take(
+        self, tenants: Sequence[str], *, limit: int, lane: Lane = "main"
+    ) -> Sequence[Job]:
         """Take new jobs, and those that a worker took longer than the lease ago; no waiting."""
         ...
 

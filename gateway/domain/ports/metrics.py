@@ -78,6 +78,10 @@ class Meter(Protocol):
         """Count a webhook endpoint that was switched off."""
         ...
 
+    def jobs(self, lane: str, change: int) -> None:
+        """Note that a job of a lane was begun (1) or is over (-1) in this process."""
+        ...
+
     def websockets(self, tenant: str, change: int) -> None:
         """Note that a tenant's WebSocket was opened (1) or closed (-1)."""
         ...
