@@ -12,8 +12,11 @@ from gateway.domain.documents import Document, Raw, encode, parse_document, raw
 from gateway.domain.history import Kept, hide_ciphertext
 from gateway.domain.requests import item_of
 
-LOCK = 60.0
-"""Seconds that a turn holds a conversation without renewing, were its replica to die."""
+LOCK = 12.0
+"""Seconds that a conversation stays a turn's own after its replica's last sign of life."""
+
+RENEW = LOCK / 4
+"""Seconds between two signs of life for a conversation."""
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):

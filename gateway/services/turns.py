@@ -10,7 +10,7 @@ from contextlib import aclosing
 import msgspec
 from typing_extensions import override
 
-from gateway.domain.conversations import LOCK
+from gateway.domain.conversations import LOCK, RENEW
 from gateway.domain.documents import Document, encode, raw
 from gateway.domain.errors import GatewayError, StoreUnavailable, UpstreamDisconnected
 from gateway.domain.events import COMMENT
@@ -204,7 +204,7 @@ class TurnService:
         state, ttl = running.state, running.tenant.ttl
         token, kept = state.lock, True
         while kept:
-            await asyncio.sleep(LOCK / 3)
+            await asyncio.sleep(RENEW)
             with contextlib.suppress(StoreUnavailable):
                 kept = await self._conversations.lock(
                     state.tenant, state.conversation_id, token, seconds=LOCK, ttl=ttl
