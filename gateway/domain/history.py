@@ -50,6 +50,7 @@ class _Ids(msgspec.Struct):
 
 
 _ids = msgspec.json.Decoder(_Ids)
+_GUARDED = frozenset({"mcp_approval_request", "mcp_call", "mcp_list_tools"})
 
 
 def ids_of(items: Iterable[Kept]) -> tuple[str, ...]:
@@ -61,20 +62,24 @@ def ids_of(items: Iterable[Kept]) -> tuple[str, ...]:
 def replay(turns: Iterable[Sequence[Kept]], new: Sequence[Item]) -> list[Raw]:
     """Write the whole input of a stateless turn: the chain's items, then the new ones.
 
-    An item that the caller sends itself is not added a second time. Reasoning without its
-    ciphertext means nothing to an upstream that stored nothing, so it is left out.
+    An item that the caller sends itself is not added a second time; where only an upstream may
+    have made it, the chain's stays. One of another type is not the same item, whatever its id: in
+    place of a call, it would leave an approval without the call that used it, to be used again.
+    Reasoning without its ciphertext means nothing to an upstream that stored nothing, so it is
+    left out.
     """
-    own = {item.id for item in new if item.id is not None}
+    own = {(item.type, item.id) for item in new if item.id is not None}
+    held: set[tuple[str, str | None]] = set()
     history: list[Raw] = []
-    for turn in turns:
-        for item in turn:
-            if item.o == "lost":
-                continue
-            head = _ids.decode(item.i)
-            if head.id in own or (head.type == "reasoning" and not head.encrypted_content):
-                continue
-            history.append(item.i)
-    return history + [item.raw for item in new]
+    for kept in (kept for turn in turns for kept in turn if kept.o != "lost"):
+        item = item_of(kept.i)
+        key = (item.type, item.id)
+        if item.type in _GUARDED:
+            held.add(key)
+        elif key in own or (item.type == "reasoning" and not _ids.decode(kept.i).encrypted_content):
+            continue
+        history.append(kept.i)
+    return history + [item.raw for item in new if (item.type, item.id) not in held]
 
 
 def without_reasoning(items: Sequence[Raw], *, strip_ids: bool) -> list[Raw]:
@@ -232,9 +237,6 @@ def _run_to(item: Item, kept: Sequence[Kept]) -> list[Item]:
 def unknown_item(item_id: str, param: str) -> NotFound:
     """The error for an item that this caller does not have."""
     return NotFound(f"Item with id '{item_id}' not found.", code="item_not_found", param=param)
-
-
-_GUARDED = frozenset({"mcp_approval_request", "mcp_call", "mcp_list_tools"})
 
 
 def guarded_ids(items: Iterable[Item]) -> list[str]:

@@ -221,9 +221,13 @@ class _Called(msgspec.Struct):
     approval_request_id: str | None = None
 
 
-def _called(item: Raw) -> str | None:
-    """Name the request whose approval an `mcp_call` used."""
-    call = msgspec.json.decode(item, type=_Called)
+def _called(item: Item, known: Mapping[str, Raw]) -> str | None:
+    """Name the request whose approval an `mcp_call`, or what a reference stands for, used.
+
+    No other item stands for what is known by its id.
+    """
+    stands = known.get(item.id or "") if item.type == "item_reference" else None
+    call = msgspec.json.decode(stands or item.raw, type=_Called)
     return call.approval_request_id if call.type == "mcp_call" else None
 
 
@@ -316,7 +320,7 @@ class NativeAnswers:
         names = answers | {item.id for item in items if item.type in _ASKING and item.id}
         if not names:
             return list(items)
-        called = {_called(known.get(item.id or "", item.raw)) for item in items}
+        called = {_called(item, known) for item in items}
         over = {
             name: approval
             for name, approval in (

@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.domain.conversations import Conversation, Entry, entry_of, new_conversation_id
 from gateway.domain.documents import NULL, Document, encode, field, parse_document
-from gateway.domain.errors import BadRequest, Forbidden, NotFound
+from gateway.domain.errors import BadRequest, Conflict, Forbidden, NotFound
 from gateway.domain.history import Kept
 from gateway.domain.ports import ConversationStore, Turn, TurnHead, TurnStore, UpstreamClient
 from gateway.domain.requests import ENCRYPTED_REASONING, Bounds, parse_input
@@ -94,6 +94,10 @@ class ConversationService:
             raise NotFound("There is no such item.", param="item_id")
         if document is not None:
             await self._check(caller, document)
+        if method == "DELETE" and rest:
+            path = f"/conversations/{head.id}{rest}"
+            item = await self._upstream.send(head.upstream, "GET", path)
+            _refuse_approved(parse_document(item.body))
         answer = await self._upstream.send(
             head.upstream,
             method,
@@ -156,6 +160,7 @@ class ConversationService:
             case "GET", ["items", item_id]:
                 shown = await self._item(caller, conversation, item_id, query)
             case "DELETE", ["items", item_id]:
+                _refuse_approved(await self._item(caller, conversation, item_id, query))
                 if not await self._kept.remove(caller.tenant.id, conversation_id, item_id):
                     raise _no_item(item_id)
                 shown = conversation.show()
@@ -236,6 +241,21 @@ class ConversationService:
                         code="forged_item",
                         param=f"items[{index}]",
                     )
+
+
+def _refuse_approved(item: Document) -> None:
+    """Refuse to take a call away from the approval that it used: the upstream would use it again.
+
+    Raises:
+        Conflict: The item is such a call.
+    """
+    if text_field(item, "type") == "mcp_call" and text_field(item, "approval_request_id"):
+        raise Conflict(
+            "An mcp_call that somebody approved cannot be deleted alone: what was approved would "
+            "run again. Delete the conversation.",
+            code="approved_call",
+            param="item_id",
+        )
 
 
 def _not_found(conversation_id: str) -> NotFound:

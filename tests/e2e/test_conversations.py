@@ -15,6 +15,7 @@ from tests.support.approvals import (
     GITHUB,
     create,
     decide,
+    executed,
     issue,
     marker,
     output_types,
@@ -189,6 +190,29 @@ async def test_a_person_decides_within_a_conversation(
     assert listed[:2] == ["message", "mcp_call"]
     after = await create(two, "/recall", conversation=talk.id, tools=[GITHUB])
     assert word in text_of(after.json())
+
+
+@pytest.mark.covers("CHAIN-5", "APPR-5")
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "passed on"])
+async def test_what_was_approved_does_not_run_again_in_a_conversation(
+    stack: Stack, gateway: Gateway, pair: tuple[Gateway, Gateway], kept: bool
+) -> None:
+    one = pair[0] if kept else gateway
+    word = marker()
+    client = one.client()
+    talk = await client.conversations.create()
+    held = await create(one, issue(word), conversation=talk.id)
+    await decide(one, word)
+    done = await settled(one, held.json()["id"])
+    call, said = done["output"][-2:]
+    with pytest.raises(openai.ConflictError) as caught:
+        await client.conversations.items.delete(call["id"], conversation_id=talk.id)
+    assert caught.value.code == "approved_call"
+    await client.conversations.items.delete(said["id"], conversation_id=talk.id)
+    for input_ in ("and now?", [{"role": "user", "id": call["id"], "content": "never mind"}]):
+        await create(one, input_, conversation=talk.id)
+    assert len(await executed(stack, word)) == 1
+    await client.conversations.delete(talk.id)
 
 
 @pytest.mark.covers("CHAIN-5", "STREAM-3")
