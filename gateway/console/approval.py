@@ -21,11 +21,12 @@ from gateway.console.sessions import Ticket, Visitor
 from gateway.domain.approvals import Approval, Verdict
 from gateway.domain.errors import BadRequest, Forbidden, GatewayError, NotFound, Unprocessable
 from gateway.domain.grants import BoundTo, Scope
+from gateway.domain.lists import natural
 from gateway.services.approvals import ApprovalService
 from gateway.services.audit import AuditService
 from gateway.services.grants import Wanted
 from gateway.services.overview import Overview
-from gateway.web.doors import AnyRequest, natural
+from gateway.web.doors import AnyRequest
 
 _DECISIONS = (*Verdict, "revise")
 _BOUND = ("chain", "principal")

@@ -11,6 +11,7 @@ from litestar.types import ASGIApp
 
 from gateway.console.desk import Desk
 from gateway.console.pages import HEADERS
+from gateway.domain.hints import inbox_hint
 from gateway.domain.ports import Wake
 from gateway.services.records import EventStream
 from gateway.web.answers import Pace, SSEAnswer
@@ -35,7 +36,7 @@ def live(desk: Desk, wake: Wake, pace: Pace) -> list[HTTPRouteHandler]:
 
         async def changes() -> AsyncGenerator[bytes, None]:
             yield b": open\n\n"
-            with wake.listen(f"inbox:{tenant}") as hint:
+            with wake.listen(inbox_hint(tenant)) as hint:
                 while desk.visitor(request) is not None:  # the session may end before the stream
                     await hint.wait(_LOOK_EVERY)
                     yield _CHANGED

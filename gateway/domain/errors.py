@@ -1,15 +1,24 @@
 """The error tree. Every error becomes OpenAI's shape at one place, in `web/errors.py` (API-5).
 
 GatewayError
-├── BadRequest 400          ├── TooLarge 413          ├── StoreUnavailable 503
-├── Unauthenticated 401     ├── Gone 410              │   └── StorageFull 503
-├── Forbidden 403           ├── PreconditionFailed 412├── SecretUnavailable 503
-├── NotFound 404            ├── Unprocessable 422     ├── Undecipherable 500
-├── Conflict 409            └── UpstreamError
-│                               ├── UpstreamRefused (the upstream's own status and body)
-│                               ├── UpstreamUnreachable 502   nothing was sent
-│                               ├── UpstreamTimeout 504       it may have arrived
-│                               └── UpstreamDisconnected 502  it may have arrived
+├── BadRequest 400
+├── Unauthenticated 401
+├── Forbidden 403
+├── NotFound 404
+│   └── ResponseDeleted
+├── Conflict 409
+├── Gone 410
+├── PreconditionFailed 412
+├── Unprocessable 422
+├── Undecipherable 500
+├── SecretUnavailable 503
+├── StoreUnavailable 503
+│   └── StorageFull 503
+└── UpstreamError 502
+    ├── UpstreamRefused           the upstream's own status and body
+    ├── UpstreamUnreachable 502   nothing was sent
+    ├── UpstreamTimeout 504       it may have arrived
+    └── UpstreamDisconnected 502  it may have arrived
 """
 
 from __future__ import annotations
@@ -107,14 +116,6 @@ class PreconditionFailed(GatewayError):
     status_code = 412
     type = "conflict_error"
     default_code = "version_mismatch"
-
-
-class TooLarge(GatewayError):
-    """The body is larger than allowed (LIMIT-3)."""
-
-    status_code = 413
-    type = "invalid_request_error"
-    default_code = "request_too_large"
 
 
 class Unprocessable(GatewayError):

@@ -39,7 +39,6 @@ class _Added:
 
     item: Item
     stored: StoredItem | None
-    referred: bool = False
 
 
 def build_context(request: TurnRequest, *, store: Store, sealer: Sealer) -> Context:
@@ -75,7 +74,7 @@ def _resolve(item: Item, request: TurnRequest, store: Store) -> _Added:
         return _Added(item=item, stored=stored)
     if stored is None:
         raise errors.item_not_found(str(item.get("id")), store=request.store)
-    return _Added(item=stored.item, stored=stored, referred=True)
+    return _Added(item=stored.item, stored=stored)
 
 
 def _check_duplicates(prior: Sequence[Item], added: Sequence[_Added]) -> None:

@@ -27,6 +27,7 @@ from gateway.domain.errors import (
     StoreUnavailable,
     Unprocessable,
 )
+from gateway.domain.hints import inbox_hint
 from gateway.domain.identity import Role
 from gateway.domain.ports import (
     ApprovalStore,
@@ -363,7 +364,7 @@ class ApprovalService:
 
     async def _follow(self, caller: Caller, cursor: str) -> AsyncGenerator[News, None]:
         tenant = caller.tenant.id
-        with self._wake.listen(f"inbox:{tenant}") as hint:
+        with self._wake.listen(inbox_hint(tenant)) as hint:
             yield News(cursor)
             while not self._drained.is_set():
                 try:

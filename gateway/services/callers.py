@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gateway.domain.conversations import Conversation
 from gateway.domain.errors import NotFound
 from gateway.domain.identity import Principal, Tenant
 from gateway.domain.ports import TurnHead
@@ -43,8 +44,10 @@ def previous_not_found(response_id: str) -> NotFound:
     )
 
 
-def owned(head: TurnHead | None, caller: Caller, end_user: str | None = None) -> bool:
-    """Tell whether a turn is the caller's: the tenant's, and the end user's where it has one.
+def owned(
+    head: TurnHead | Conversation | None, caller: Caller, end_user: str | None = None
+) -> bool:
+    """Tell whether something is the caller's: the tenant's, and the end user's where it has one.
 
     Args:
         end_user: The end user of this request; by default that of the header.

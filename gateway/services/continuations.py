@@ -23,6 +23,7 @@ from gateway.domain import events
 from gateway.domain.approvals import Batch, BatchStatus
 from gateway.domain.documents import Document, Raw, parse_document, raw
 from gateway.domain.errors import Conflict, GatewayError, StoreUnavailable
+from gateway.domain.hints import stop_hint
 from gateway.domain.history import Kept, replay, unpack
 from gateway.domain.identity import Tenant
 from gateway.domain.ports import (
@@ -53,7 +54,7 @@ from gateway.services.failures import (
     lost,
     repeated_alone,
 )
-from gateway.services.following import RUNNING, Following, stop_key
+from gateway.services.following import RUNNING, Following
 from gateway.services.pipe import Overtaken, Pipe, Tee, continuation
 from gateway.services.preparation import restore_tools
 from gateway.services.settlement import ReceiptMismatch, Running, Settlement
@@ -179,7 +180,7 @@ class Continuations:
 
         async def renew() -> None:
             nonlocal overtaken
-            with self._wake.listen(stop_key(batch.tenant, batch.id)) as stop:
+            with self._wake.listen(stop_hint(batch.tenant, batch.id)) as stop:
                 while not overtaken:
                     await stop.wait(self._lease / 3)
                     try:

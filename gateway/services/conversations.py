@@ -15,13 +15,14 @@ from gateway.domain.conversations import Conversation, Entry, entry_of, new_conv
 from gateway.domain.documents import NULL, Document, encode, field, parse_document
 from gateway.domain.errors import BadRequest, Conflict, Forbidden, NotFound
 from gateway.domain.history import Kept
+from gateway.domain.lists import page_of
 from gateway.domain.ports import ConversationStore, Turn, TurnHead, TurnStore, UpstreamClient
 from gateway.domain.requests import ENCRYPTED_REASONING, Bounds, parse_input
 from gateway.domain.tools import refuse_acknowledgements, refuse_smuggled_items
 from gateway.domain.turns import text_field
 from gateway.services.callers import Caller, owned
-from gateway.services.preparation import Catalog, kept_head
-from gateway.services.records import Answer, page_of
+from gateway.services.preparation import Catalog
+from gateway.services.records import Answer
 from gateway.services.refusals import Refusals
 
 _MCP = frozenset({"mcp_approval_request", "mcp_approval_response", "mcp_call", "mcp_list_tools"})
@@ -169,9 +170,8 @@ class ConversationService:
         return Answer(body=encode(shown))
 
     async def _own(self, caller: Caller, conversation_id: str) -> Conversation:
-        head = await kept_head(self._kept, caller.tenant.id, conversation_id)
         found = await self._kept.get(caller.tenant.id, conversation_id)
-        if found is None or not owned(head, caller):
+        if found is None or not owned(found[0], caller):
             raise _not_found(conversation_id)
         return found[0]
 

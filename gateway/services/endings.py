@@ -18,7 +18,7 @@ from gateway.domain.documents import NULL, encode, parse_document, raw
 from gateway.domain.errors import Conflict, GatewayError
 from gateway.domain.identity import Tenant
 from gateway.domain.ports import ConversationStore, EventLog, Meter, Turn, TurnStore
-from gateway.domain.turns import read_state
+from gateway.domain.turns import TurnState, read_state
 from gateway.services.failures import doubt, ending
 from gateway.services.following import RUNNING, Following
 
@@ -55,7 +55,7 @@ class Endings:
             return
         if turn.head.status in RUNNING:
             turn = await self.record(turn, error, status=status)
-            self._count(batch, status)
+            count(self._meter, read_state(batch.held), status)
         await self.close(turn, error)
 
     async def record(self, turn: Turn, error: GatewayError, *, status: str = "failed") -> Turn:
@@ -101,16 +101,19 @@ class Endings:
         tenant = self._tenants.get(turn.head.tenant, Tenant(id=turn.head.tenant))
         return tenant.ttl if turn.items else UNKEPT_TTL
 
-    def _count(self, batch: Batch, status: str) -> None:
-        state = read_state(batch.held)
-        self._meter.turn(
-            upstream=state.upstream,
-            model=state.model,
-            status=status,
-            streamed=state.streamed,
-            legs=state.legs,
-            seconds=time.time() - state.started_at,
-        )
+
+def count(meter: Meter, state: TurnState, status: str) -> float:
+    """Count the end of a turn, and return how long it took in seconds."""
+    seconds = time.time() - state.started_at
+    meter.turn(
+        upstream=state.upstream,
+        model=state.model,
+        status=status,
+        streamed=state.streamed,
+        legs=state.legs,
+        seconds=seconds,
+    )
+    return seconds
 
 
 class _Told(msgspec.Struct):

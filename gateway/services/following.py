@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gateway.domain import events
 from gateway.domain.documents import raw
 from gateway.domain.errors import ResponseDeleted, StoreUnavailable
+from gateway.domain.hints import turn_hint
 from gateway.domain.lifecycle import Lifecycle
 from gateway.domain.ports import EventLog, Hint, TurnStore, Wake
 from gateway.services.failures import ending
@@ -23,16 +24,6 @@ LOOK_AGAIN = 5.0
 Look = Callable[[], Awaitable[bytes]]
 
 RUNNING = frozenset({"in_progress", "queued"})
-
-
-def wake_key(tenant: str, turn_id: str) -> str:
-    """Name the hints of one turn."""
-    return f"turn:{tenant}:{turn_id}"
-
-
-def stop_key(tenant: str, batch_id: str) -> str:
-    """Name the hints that what runs for a batch is to stop."""
-    return f"stop:{tenant}:{batch_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +71,7 @@ class Following:
             notices: Asked for further events whenever something may have changed.
         """
         cursor, seen = "", after
-        with self._wake.listen(wake_key(tenant, turn_id)) as hint:
+        with self._wake.listen(turn_hint(tenant, turn_id)) as hint:
             while True:
                 if self._drained.is_set():
                     yield draining(turn_id, seen, told=notices is not None)
@@ -130,7 +121,7 @@ class Following:
     async def until_settled(self, tenant: str, turn_id: str, *, seconds: float) -> None:
         """Wait until the turn has ended, or for `seconds`."""
         deadline = time.monotonic() + seconds
-        with self._wake.listen(wake_key(tenant, turn_id)) as hint:
+        with self._wake.listen(turn_hint(tenant, turn_id)) as hint:
             while (left := deadline - time.monotonic()) > 0 and not self._drained.is_set():
                 head = await self._turns.head(tenant, turn_id)
                 if head is None or head.status not in RUNNING:

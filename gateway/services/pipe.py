@@ -61,7 +61,7 @@ from gateway.domain.requests import conversation_of
 from gateway.domain.tools import Scrubber
 from gateway.domain.turns import FIRST_RUN, TurnState, queued_response, text_field
 from gateway.services.answers import LEASE, responses
-from gateway.services.endings import UNKEPT_TTL
+from gateway.services.endings import UNKEPT_TTL, count
 from gateway.services.failpoints import Point, reached
 from gateway.services.failures import as_error, batch_after, unknown_response
 from gateway.services.interception import Interceptor, LegResult
@@ -564,15 +564,7 @@ class Pipe:
     def _ended(self, running: Running, status: str, *, code: str | None = None) -> None:
         """Count and log the end of a turn: ids and names, never content (OPS-1)."""
         state = running.state
-        seconds = time.time() - state.started_at
-        self._meter.turn(
-            upstream=state.upstream,
-            model=state.model,
-            status=status,
-            streamed=state.streamed,
-            legs=state.legs,
-            seconds=seconds,
-        )
+        seconds = count(self._meter, state, status)
         logger.info(
             "turn ended",
             extra={

@@ -6,10 +6,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from gateway.domain.approvals import Approval, ApprovalStatus, Batch
-from gateway.domain.documents import Document, encode, parse_document, raw
-from gateway.domain.errors import BadRequest, NotFound
+from gateway.domain.documents import encode, parse_document, raw
 from gateway.domain.ports import ApprovalStore, Turn, TurnStore
-from gateway.domain.turns import text_field
 from gateway.services.callers import response_not_found
 from gateway.services.following import RUNNING, Following
 
@@ -100,35 +98,3 @@ class Records:
     async def end(self, turn: Turn, *, status: str, ttl: int) -> None:
         """Note that a turn of which the upstream keeps the response has ended."""
         await self._turns.record(replace(turn, head=replace(turn.head, status=status)), ttl=ttl)
-
-
-def page_of(items: list[Document], query: Mapping[str, str]) -> dict[str, object]:
-    """Cut a page out of a list as the API does: newest first unless `order` is `asc`.
-
-    Raises:
-        BadRequest: A parameter is out of range.
-        NotFound: There is no item `after`.
-    """
-    try:
-        limit = int(query.get("limit", "20"))
-    except ValueError:
-        limit = 0
-    if not 1 <= limit <= 100:
-        raise BadRequest("'limit' must be from 1 to 100.", code="invalid_value", param="limit")
-    if query.get("order", "desc") != "asc":
-        items = items[::-1]
-    ids = [text_field(item, "id") for item in items]
-    after = query.get("after")
-    if after is not None:
-        if after not in ids:
-            raise NotFound(f"Item with id '{after}' not found.", param="after")
-        items = items[ids.index(after) + 1 :]
-    page = items[:limit]
-    shown = [text_field(item, "id") for item in page]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": shown[0] if shown else None,
-        "last_id": shown[-1] if shown else None,
-        "has_more": len(items) > limit,
-    }

@@ -15,6 +15,7 @@ from hashlib import sha256
 from gateway.domain.documents import NULL, Document, encode, parse_document, raw
 from gateway.domain.errors import BadRequest, Conflict, NotFound, UpstreamRefused
 from gateway.domain.history import Kept, hide_ciphertext, ids_of, pack, unpack
+from gateway.domain.lists import page_of
 from gateway.domain.ports import (
     ApprovalStore,
     ByteStream,
@@ -36,7 +37,7 @@ from gateway.services.interception import Interceptor
 from gateway.services.legs import Leg, Legs
 from gateway.services.notices import Notices, wants_notices
 from gateway.services.preparation import Catalog, Preparation
-from gateway.services.records import Answer, EventStream, Records, page_of
+from gateway.services.records import Answer, EventStream, Records
 
 _TRIES = 5
 """Most times that a running turn is cancelled, which may have gone on to its next leg."""

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from gateway.domain.addresses import Network, Reach
 from gateway.domain.errors import GatewayError, SecretUnavailable
+from gateway.domain.hints import HOOKS
 from gateway.domain.messages import render
 from gateway.domain.ports import (
     ApprovalStore,
@@ -240,7 +241,7 @@ class Deliverer:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set, then finish what was begun."""
-        with self._wake.listen("hooks") as hint:
+        with self._wake.listen(HOOKS) as hint:
             async with asyncio.TaskGroup() as group:
                 while not stop.is_set():
                     taken = await self._take()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.domain.errors import GatewayError
+from gateway.domain.hints import JOBS
 from gateway.domain.identity import Tenant
 from gateway.domain.ports import Fleet, Job, JobQueue, Lane, Meter, Wake
 from gateway.services.continuations import Continuations, Sweeper
@@ -78,7 +79,7 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then finish what was begun (STREAM-4)."""
-        with self._wake.listen("jobs") as hint:
+        with self._wake.listen(JOBS) as hint:
             async with asyncio.TaskGroup() as group:
                 while not stop.is_set():
                     await self._announce()

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from litestar import Request
 from litestar.types import Receive, Scope, Send
 
+from gateway.domain.documents import encode
 from gateway.domain.errors import GatewayError
 from gateway.domain.events import COMMENT
+from gateway.services.callers import Caller
 from gateway.services.records import Answer, EventStream
 
 logger = logging.getLogger("gateway.web")
@@ -49,6 +51,14 @@ def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     ]
 
 
+def json_answer(
+    caller: Caller, body: object, *, status: int = 200, extra: Mapping[str, str] | None = None
+) -> JSONAnswer:
+    """Answer a caller with JSON of the gateway's own."""
+    headers = {"gateway-request-id": caller.request_id, **(extra or {})}
+    return JSONAnswer(Answer(body=encode(body), status=status), headers)
+
+
 class JSONAnswer:
     """A whole JSON answer, its bytes as they are."""
 
@@ -69,17 +79,6 @@ class JSONAnswer:
             }
         )
         await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def listing(shown: Sequence[Mapping[str, object]], more: bool) -> dict[str, object]:
-    """Write a page of a list as OpenAI does; each entry has an `id`."""
-    return {
-        "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
-        "has_more": more,
-    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,13 +17,14 @@ from gateway.domain.approvals import Approval, Transition, Verdict
 from gateway.domain.documents import NULL, encode, parse_request, raw
 from gateway.domain.errors import BadRequest, GatewayError, Unprocessable
 from gateway.domain.events import write
+from gateway.domain.lists import listing, natural, page_limit
 from gateway.domain.ports import Once
 from gateway.services.approvals import ApprovalService, Decision, News
 from gateway.services.callers import Caller
 from gateway.services.grants import Grants, Wanted
-from gateway.services.records import Answer, EventStream
-from gateway.web.answers import JSONAnswer, Pace, SSEAnswer, listing
-from gateway.web.doors import AnyRequest, Doors, natural, page_limit
+from gateway.services.records import EventStream
+from gateway.web.answers import Pace, SSEAnswer, json_answer
+from gateway.web.doors import AnyRequest, Doors
 from gateway.web.errors import error_body
 from gateway.web.grants import show_grant
 
@@ -102,7 +103,7 @@ def _reading(doors: Doors, approvals: ApprovalService, pace: Pace) -> Sequence[H
             after=query.get("after"),
             limit=page_limit(query.get("limit", "20")),
         )
-        return _json(caller, listing([_show(approvals, caller, one) for one in found], more))
+        return json_answer(caller, listing([_show(approvals, caller, one) for one in found], more))
 
     @get("/v1/approvals/events")
     async def follow_approvals(request: AnyRequest) -> ASGIApp:
@@ -123,7 +124,7 @@ def _reading(doors: Doors, approvals: ApprovalService, pace: Pace) -> Sequence[H
         """List the approvals of a response."""
         caller = doors.caller(request)
         found = await approvals.of_turn(caller, response_id)
-        return _json(caller, listing([_show(approvals, caller, one) for one in found], False))
+        return json_answer(caller, listing([_show(approvals, caller, one) for one in found], False))
 
     return (list_approvals, follow_approvals, retrieve_approval, list_response_approvals)
 
@@ -168,7 +169,7 @@ def _deciding(
         ]
         results = await approvals.decide_together(caller, decisions, key=_key(request))
         shown = [_result(one.id, result) for one, result in zip(decisions, results, strict=True)]
-        return _json(caller, {"object": "list", "data": shown})
+        return json_answer(caller, {"object": "list", "data": shown})
 
     @post("/v1/approvals/{approval_id:str}/extend", status_code=200)
     async def extend_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
@@ -383,9 +384,5 @@ def _grantable(approval: Approval) -> dict[str, object]:
 
 
 def _one(approvals: ApprovalService, caller: Caller, approval: Approval, **more: object) -> ASGIApp:
-    headers = {"etag": f'"v{approval.version}"', "gateway-request-id": caller.request_id}
-    return JSONAnswer(Answer(body=encode(_show(approvals, caller, approval) | more)), headers)
-
-
-def _json(caller: Caller, body: object) -> ASGIApp:
-    return JSONAnswer(Answer(body=encode(body)), {"gateway-request-id": caller.request_id})
+    shown = _show(approvals, caller, approval) | more
+    return json_answer(caller, shown, extra={"etag": f'"v{approval.version}"'})

@@ -13,14 +13,12 @@ from litestar.datastructures import MultiDict
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from gateway.domain.audit import Verdict, canonical
-from gateway.domain.documents import encode
 from gateway.domain.errors import BadRequest
 from gateway.domain.identity import Role
-from gateway.services.audit import AuditService, Listed, Wanted
-from gateway.services.callers import Caller
-from gateway.services.records import Answer
-from gateway.web.answers import JSONAnswer
-from gateway.web.doors import AnyRequest, Doors, page_limit
+from gateway.domain.lists import listing, page_limit
+from gateway.services.audit import AuditService, Wanted
+from gateway.web.answers import json_answer
+from gateway.web.doors import AnyRequest, Doors
 
 _FILTERS = frozenset(
     {"after", "limit", "order", "event", "actor", "approval", "since", "until", "api-version"}
@@ -53,13 +51,15 @@ def audit_router(doors: Doors, audit: AuditService) -> Router:
             limit=page_limit(query.get("limit", "20"), most=1000),
             newest=_newest(query.get("order", "desc")),
         )
-        return _json(caller, _listing(listed))
+        # A page may hold less than was looked at: reading goes on behind the last one looked at.
+        body = {**listing(listed.entries, listed.more), "last_id": listed.last_id}
+        return json_answer(caller, body)
 
     @get("/v1/audit/verify")
     async def verify_audit(request: AnyRequest) -> ASGIApp:
         """Follow the whole chain, and tell whether it holds."""
         caller = doors.caller(request, Role.AUDITOR)
-        return _json(caller, _show(await audit.verify(caller)))
+        return json_answer(caller, _show(await audit.verify(caller)))
 
     @get("/v1/audit/export")
     async def export_audit(request: AnyRequest) -> ASGIApp:
@@ -148,16 +148,6 @@ def _newest(order: str) -> bool:
     return order == "desc"
 
 
-def _listing(listed: Listed) -> dict[str, object]:
-    return {
-        "object": "list",
-        "data": list(listed.entries),
-        "first_id": listed.entries[0]["id"] if listed.entries else None,
-        "last_id": listed.last_id,
-        "has_more": listed.more,
-    }
-
-
 def _show(verdict: Verdict) -> dict[str, object]:
     shown: dict[str, object] = {
         "object": "audit.verification",
@@ -171,7 +161,3 @@ def _show(verdict: Verdict) -> dict[str, object]:
     if verdict.problem is not None:
         shown["problem"] = {"sequence": verdict.broken_at, "message": verdict.problem}
     return shown
-
-
-def _json(caller: Caller, body: object) -> ASGIApp:
-    return JSONAnswer(Answer(body=encode(body)), {"gateway-request-id": caller.request_id})

@@ -77,7 +77,7 @@ class Doors:
 
         Raises:
             BadRequest: It is not well-formed, too deep, compressed, or too slow.
-            TooLarge: By the server, above the configured size.
+            RequestEntityTooLarge: Litestar's own, above the configured size.
         """
         return parse_request(await self.body(request), max_depth=self.max_depth)
 
@@ -97,7 +97,6 @@ class Doors:
             raise BadRequest("The body did not arrive in time.", code="body_timeout") from exc
 
 
-_NATURAL = re.compile(r"[0-9]{1,18}")
 _ONCE = frozenset({"authorization", "api-key", "gateway-end-user"})
 
 
@@ -120,23 +119,6 @@ def _presented(headers: Mapping[str, str]) -> str:
     if scheme.lower() == "bearer" and token:
         return token.strip()
     return headers.get("api-key", "").strip()
-
-
-def page_limit(text: str, *, most: int = 100) -> int:
-    """Read how many entries a page may have.
-
-    Raises:
-        BadRequest: Not a number from 1 to `most`.
-    """
-    limit = natural(text)
-    if limit is None or not 1 <= limit <= most:
-        raise BadRequest(f"'limit' must be from 1 to {most}.", code="invalid_value", param="limit")
-    return limit
-
-
-def natural(text: str) -> int | None:
-    """Read a number without a sign; `None` for other digits than 0 to 9, or too many."""
-    return int(text) if _NATURAL.fullmatch(text) else None
 
 
 def wait_of(request: AnyRequest) -> float:

@@ -13,11 +13,10 @@ from gateway.domain.documents import Document, encode
 from gateway.domain.errors import BadRequest, Unprocessable
 from gateway.domain.grants import Grant
 from gateway.domain.identity import Role
-from gateway.services.callers import Caller
+from gateway.domain.lists import listing, page_limit
 from gateway.services.grants import Grants, WantedStanding
-from gateway.services.records import Answer
-from gateway.web.answers import JSONAnswer, listing
-from gateway.web.doors import AnyRequest, Doors, page_limit
+from gateway.web.answers import json_answer
+from gateway.web.doors import AnyRequest, Doors
 
 _FIELD = re.compile(r"field `([^`]*)`|`\$\.([^`]*)`")
 
@@ -45,26 +44,26 @@ def grants_router(doors: Doors, grants: Grants) -> Router:
             limit=page_limit(query.get("limit", "20")),
         )
         shown = [show_grant(grant) for grant in found]
-        return _json(caller, listing(shown, more))
+        return json_answer(caller, listing(shown, more))
 
     @get("/v1/grants/{grant_id:str}")
     async def retrieve_grant(request: AnyRequest, grant_id: FromPath[str]) -> ASGIApp:
         """Retrieve a grant: what it covers, who made it, and how it ended."""
         caller = doors.caller(request)
-        return _json(caller, show_grant(await grants.retrieve(caller, grant_id)))
+        return json_answer(caller, show_grant(await grants.retrieve(caller, grant_id)))
 
     @post("/v1/grants", status_code=200)
     async def make_grant(request: AnyRequest) -> ASGIApp:
         """Make a standing grant, as an approver of the rule that would ask."""
         caller = doors.caller(request)
         wanted = _wanted(await doors.document(request))
-        return _json(caller, show_grant(await grants.make(caller, wanted)))
+        return json_answer(caller, show_grant(await grants.make(caller, wanted)))
 
     @delete("/v1/grants/{grant_id:str}", status_code=200)
     async def revoke_grant(request: AnyRequest, grant_id: FromPath[str]) -> ASGIApp:
         """Revoke a grant at once."""
         caller = doors.caller(request, Role.CALLER, Role.APPROVER)
-        return _json(caller, show_grant(await grants.revoke(caller, grant_id)))
+        return json_answer(caller, show_grant(await grants.revoke(caller, grant_id)))
 
     return Router(path="/", route_handlers=[list_grants, retrieve_grant, make_grant, revoke_grant])
 
@@ -104,7 +103,3 @@ def show_grant(grant: Grant) -> dict[str, object]:
         "ended": {"cause": grant.ended or None, "by": grant.ended_by or None},
         "url": f"/v1/grants/{grant.id}",
     }
-
-
-def _json(caller: Caller, body: object) -> ASGIApp:
-    return JSONAnswer(Answer(body=encode(body)), {"gateway-request-id": caller.request_id})

@@ -11,13 +11,12 @@ from litestar.types import ASGIApp
 
 from gateway.domain.documents import encode
 from gateway.domain.errors import BadRequest
+from gateway.domain.lists import listing, page_limit
 from gateway.domain.pins import Definition, annotations_of, differences
 from gateway.domain.visible import visible
-from gateway.services.callers import Caller
 from gateway.services.pins import PinService, ToolPin
-from gateway.services.records import Answer
-from gateway.web.answers import JSONAnswer
-from gateway.web.doors import AnyRequest, Doors, page_limit
+from gateway.web.answers import json_answer
+from gateway.web.doors import AnyRequest, Doors
 
 _STATUSES = ("trusted", "quarantined")
 _LONGEST_PAGE = 100
@@ -46,22 +45,13 @@ def pins_router(doors: Doors, pins: PinService) -> Router:
         page, more = _page(
             found, query.get("after"), page_limit(query.get("limit", "20"), most=_LONGEST_PAGE)
         )
-        return _json(
-            caller,
-            {
-                "object": "list",
-                "data": [_show(one) for one in page],
-                "first_id": page[0].id if page else None,
-                "last_id": page[-1].id if page else None,
-                "has_more": more,
-            },
-        )
+        return json_answer(caller, listing([_show(one) for one in page], more))
 
     @get("/v1/tools/pins/{pin_id:str}")
     async def retrieve_pin(request: AnyRequest, pin_id: FromPath[str]) -> ASGIApp:
         """Retrieve a pin with both definitions and their difference."""
         caller = doors.caller(request)
-        return _json(caller, _show_whole(await pins.retrieve(caller, pin_id)))
+        return json_answer(caller, _show_whole(await pins.retrieve(caller, pin_id)))
 
     @post("/v1/tools/pins/{pin_id:str}/accept", status_code=200)
     async def accept_pin(request: AnyRequest, pin_id: FromPath[str]) -> ASGIApp:
@@ -85,7 +75,7 @@ def pins_router(doors: Doors, pins: PinService) -> Router:
         decided = await pins.decide(
             caller, pin_id, definition_hash=word.definition_hash, accept=accept
         )
-        return _json(caller, _show_whole(decided))
+        return json_answer(caller, _show_whole(decided))
 
     return Router(path="/", route_handlers=[list_pins, retrieve_pin, accept_pin, reject_pin])
 
@@ -154,7 +144,3 @@ def _definition(definition: Definition | None) -> dict[str, object] | None:
         "annotations": definition.annotations,
         "trimmed": definition.trimmed,
     }
-
-
-def _json(caller: Caller, body: object) -> ASGIApp:
-    return JSONAnswer(Answer(body=encode(body)), {"gateway-request-id": caller.request_id})

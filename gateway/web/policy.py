@@ -24,8 +24,7 @@ from gateway.domain.rules import (
 )
 from gateway.services.callers import Caller
 from gateway.services.policy import Policy, ReadRules, Simulation
-from gateway.services.records import Answer
-from gateway.web.answers import JSONAnswer
+from gateway.web.answers import json_answer
 from gateway.web.doors import AnyRequest, Doors
 
 MOST_CALLS = 100
@@ -81,7 +80,7 @@ def policy_router(doors: Doors, policy: Policy, read_rules: ReadRules) -> Router
         caller = doors.caller(request, Role.AUDITOR)
         rules = [{**as_document(rule), "hits": hits} for rule, hits in policy.shown(caller.tenant)]
         body = {"object": "policy", "version": policy.rules.version, "engine": policy.engine}
-        return _json(caller, {**body, "rules": rules})
+        return json_answer(caller, {**body, "rules": rules})
 
     @post("/v1/policy/simulate", status_code=200)
     async def simulate(request: AnyRequest) -> ASGIApp:
@@ -93,7 +92,7 @@ def policy_router(doors: Doors, policy: Policy, read_rules: ReadRules) -> Router
             await policy.simulate(_made(policy, caller, call), caller.tenant, rules)
             for call in _calls(body)
         ]
-        return _json(caller, {"object": "list", "data": [_show(one) for one in found]})
+        return json_answer(caller, {"object": "list", "data": [_show(one) for one in found]})
 
     @post("/v1/policy/validate", status_code=200)
     async def validate(request: AnyRequest) -> ASGIApp:
@@ -105,9 +104,11 @@ def policy_router(doors: Doors, policy: Policy, read_rules: ReadRules) -> Router
             rules = read_rules(body.rules)
         except InvalidRules as exc:
             faults = [_show_fault(fault) for fault in exc.faults]
-            return _json(caller, {**answer, "valid": False, "version": None, "faults": faults})
+            return json_answer(
+                caller, {**answer, "valid": False, "version": None, "faults": faults}
+            )
         version = policy.rules.having(rules).version
-        return _json(caller, {**answer, "valid": True, "version": version, "faults": []})
+        return json_answer(caller, {**answer, "valid": True, "version": version, "faults": []})
 
     return Router(path="/", route_handlers=[retrieve_policy, simulate, validate])
 
@@ -216,7 +217,3 @@ def _show_fault(fault: RuleFault) -> dict[str, object]:
         "line": fault.line,
         "message": fault.message,
     }
-
-
-def _json(caller: Caller, body: object) -> ASGIApp:
-    return JSONAnswer(Answer(body=encode(body)), {"gateway-request-id": caller.request_id})

@@ -14,12 +14,12 @@ from litestar.types import ASGIApp
 from gateway.domain.documents import encode
 from gateway.domain.errors import BadRequest
 from gateway.domain.identity import Role
+from gateway.domain.lists import listing, page_limit
 from gateway.domain.webhooks import Delivery, Format, WebhookEndpoint
 from gateway.services.callers import Caller
-from gateway.services.records import Answer
 from gateway.services.webhook_endpoints import Changes, WebhookEndpoints
-from gateway.web.answers import JSONAnswer, listing
-from gateway.web.doors import AnyRequest, Doors, page_limit
+from gateway.web.answers import json_answer
+from gateway.web.doors import AnyRequest, Doors
 
 _Events = Annotated[
     tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=64)], ...],
@@ -223,5 +223,4 @@ def origin(url: str) -> str:
 
 
 def _json(caller: Caller, body: object, status: int = 200) -> ASGIApp:
-    headers = {"gateway-request-id": caller.request_id, "cache-control": "no-store"}
-    return JSONAnswer(Answer(body=encode(body), status=status), headers)
+    return json_answer(caller, body, status=status, extra={"cache-control": "no-store"})

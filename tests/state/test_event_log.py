@@ -50,14 +50,6 @@ async def test_a_reader_at_the_end_is_told_again_that_it_is_the_end(stores: Stor
     assert (again.blocks, again.end) == ((), True)
 
 
-async def test_a_cursor_follows_from_a_sequence_number(stores: Stores) -> None:
-    await stores.log.append(TENANT, "resp_1", BLOCKS, ttl=60)
-    cursor = stores.log.cursor_after(3)
-    page = await stores.log.read(TENANT, "resp_1", cursor=cursor)
-    assert page is not None
-    assert list(page.blocks) == BLOCKS[2:]
-
-
 @pytest.mark.parametrize("blocks", [[], BLOCKS])
 async def test_an_end_can_come_alone(stores: Stores, blocks: list[tuple[int, bytes]]) -> None:
     await stores.log.append(TENANT, "resp_1", blocks, ttl=60)

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from gateway.adapters.redis import keys
 from gateway.adapters.redis.client import Client, Script, store_errors
+from gateway.domain.hints import turn_hint
 from gateway.domain.ports import Cipher, EventLog, LogPage
 
 _Entries = list[tuple[bytes, dict[bytes, bytes]]]
@@ -48,7 +49,7 @@ class RedisEventLog(EventLog):
         await self._append(
             keys.log(tenant, turn_id),
             ttl * 1000,
-            keys.wake_turn(tenant, turn_id),
+            turn_hint(tenant, turn_id),
             int(end),
             keys.gone(tenant, turn_id),
             *sealed,
@@ -72,13 +73,6 @@ class RedisEventLog(EventLog):
                 blocks.append((number, self._open(tenant, turn_id, number, fields[b"d"])))
         last, fields = entries[-1]
         return LogPage(tuple(blocks), last.decode(), b"e" in fields)
-
-    def cursor_after(self, sequence_number: int) -> str:
-        """Return the cursor from which only events after a sequence number are missing.
-
-        The first block read there may begin with events up to that number.
-        """
-        return f"{sequence_number + 1}-0"
 
     async def _nothing_new(self, key: bytes, cursor: str) -> LogPage | None:
         last = cast("_Entries", await self._client.xrevrange(key, count=1))

@@ -54,7 +54,7 @@ FLEET = b"gw:fleet"
 """The live replicas, by the end of their sign of life; no tenant's."""
 
 WAKE_CHANNEL = "gw:wake"
-"""The one channel of hints between replicas; it carries ids only."""
+"""The one channel of hints between replicas; `domain/hints.py` names what it carries."""
 
 
 def prefix(tenant: str) -> bytes:
@@ -147,21 +147,6 @@ def hooks(tenant: str) -> bytes:
 def pins(tenant: str, name: str) -> bytes:
     """Name the hash of a server's pins."""
     return prefix(tenant) + _bytes("pins:" + name)
-
-
-def wake_turn(tenant: str, turn_id: str) -> str:
-    """Name the hint that something happened to a turn."""
-    return f"turn:{tenant}:{turn_id}"
-
-
-def wake_inbox(tenant: str) -> str:
-    """Name the hint that something happened to one of a tenant's approvals."""
-    return f"inbox:{tenant}"
-
-
-def wake_jobs(tenant: str) -> str:
-    """Name the hint that a tenant has a new job."""
-    return f"jobs:{tenant}"
 
 
 def _bytes(text: str) -> bytes:

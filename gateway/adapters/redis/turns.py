@@ -16,6 +16,7 @@ from gateway.adapters.redis import keys
 from gateway.adapters.redis.approvals import TokenCipher
 from gateway.adapters.redis.client import Client, Script, execute, store_errors
 from gateway.domain.errors import ResponseDeleted, Undecipherable, Unprocessable
+from gateway.domain.hints import turn_hint
 from gateway.domain.ports import Turn, TurnHead, TurnStore
 
 _LONGEST_CHAIN = 10_000
@@ -68,7 +69,7 @@ class RedisTurnStore(TurnStore):
             ),
             self._seal(turn.items, tenant, "turn.items", turn_id),
             self._seal(turn.response, tenant, "turn.response", turn_id),
-            _raw(keys.wake_turn(tenant, turn_id)),
+            _raw(turn_hint(tenant, turn_id)),
             _ENCODER.encode(self._indexed(turn)),
             int(new),
             *((_raw(claim[0]), claim[1]) if claim else ()),

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from gateway.adapters.redis import keys
 from gateway.adapters.redis.client import Client
+from gateway.domain.hints import HOOKS, JOBS
 from gateway.domain.ports import Hint, Wake
 
 _LOG = logging.getLogger(__name__)
@@ -62,7 +63,6 @@ class RedisWake(Wake):
     @override
     @contextmanager
     def listen(self, key: str) -> Generator[Hint]:
-        """Listen for hints: `turn:{tenant}:{turn_id}`, `jobs:{tenant}`, `jobs` or `hooks`."""
         hint = _Event()
         self._listeners[key].add(hint)
         try:
@@ -106,7 +106,7 @@ class RedisWake(Wake):
     def _wake(self, key: str) -> None:
         self._tell(key)
         kind = key.partition(":")[0]
-        if kind in ("jobs", "hooks"):
+        if kind in (JOBS, HOOKS):
             self._tell(kind)
 
     def _wake_all(self) -> None:

@@ -96,5 +96,5 @@ class Wake(Protocol):
     """Hints between replicas. A hint may be lost: whoever waits also looks now and then."""
 
     def listen(self, key: str) -> AbstractContextManager[Hint]:
-        """Listen for hints for the key: `turn:{tenant}:{turn_id}`, `jobs` or `hooks`."""
+        """Listen for hints by a name of `domain/hints.py`."""
         ...
