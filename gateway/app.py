@@ -364,6 +364,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
         grants=grants,
         approvals=stores.approvals,
         turns=stores.turns,
+        audit=stores.audit,
         wake=stores.wake,
         meter=meter,
         drained=life.drained,

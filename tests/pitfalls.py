@@ -187,8 +187,12 @@ PITFALLS: dict[int, Pitfall] = {
         ),
     ),
     15: Pitfall(
-        "arguments are shown to those who decide, and are in no log, message, audit or dump",
+        "arguments are shown to those who decide but for what is masked, and are in no log, "
+        "message, audit or dump",
         (
+            "e2e/test_masked_arguments.py::test_a_masked_call_runs_with_its_true_values",
+            "e2e/test_masked_arguments.py::test_who_may_reveals_and_the_audit_knows_it",
+            "unit/test_masking.py::test_destinations_amounts_and_paths_are_never_taken_for_secrets",
             "e2e/test_operate.py::test_logs_are_json_lines_with_ids_and_without_content_or_secrets",
             "e2e/test_webhook.py::test_asked_and_resolved_are_told_signed_and_thin",
             "e2e/test_audit.py::test_a_decision_is_told_with_rule_actor_fingerprint_and_outcome",

@@ -21,7 +21,9 @@ from gateway.console.sessions import Ticket, Visitor
 from gateway.domain.approvals import Approval, Verdict
 from gateway.domain.errors import BadRequest, Forbidden, GatewayError, NotFound, Unprocessable
 from gateway.domain.grants import BoundTo, Scope
+from gateway.domain.identity import Role
 from gateway.domain.lists import natural
+from gateway.domain.masking import mask_prose
 from gateway.services.approvals import ApprovalService
 from gateway.services.audit import AuditService
 from gateway.services.grants import Wanted
@@ -74,6 +76,16 @@ class ApprovalRoom:
         if what not in acts:
             raise NotFound("This address does not exist.")
         return await self._act(request, approval_id, acts[what])
+
+    async def reveal(self, request: AnyRequest, approval_id: str) -> Page:
+        """Show the page once without masks."""
+        visitor = self._desk.require(request)
+        form = await self._desk.form(request)
+        if self._desk.shown(visitor, approval_id, form) is None:
+            await self._approvals.retrieve(visitor.caller, approval_id)
+            refuse_form()
+        approval = await self._approvals.reveal(visitor.caller, approval_id)
+        return await self._page(visitor, approval, revealed=True)
 
     async def proof(self, request: AnyRequest, approval_id: str) -> Page:
         """Show what the audit says of an approval, entry by entry with its hash."""
@@ -148,28 +160,35 @@ class ApprovalRoom:
         approval: Approval,
         problem: GatewayError | None = None,
         form: Mapping[str, str] | None = None,
+        *,
+        revealed: bool = False,
     ) -> Page:
         typed = form or {}
+        said = await self._overview.asked(visitor.caller, approval)
+        whole = revealed or not approval.masked.places
         values = {
-            **self._values(visitor, approval),
+            **self._values(visitor, approval, revealed=revealed),
             "before": await self._before(visitor, approval),
-            "said": await self._overview.asked(visitor.caller, approval),
+            "said": said and (said if revealed else mask_prose(said, approval.masked)),
             "audits": views.may_audit(visitor),
-            "offers": views.offers(approval),
+            "offers": views.offers(approval) if whole else [],
             "lives": views.lives(approval),
             "denials": views.DENIALS,
             "approvals": views.APPROVALS,
             "preset": typed.get("preset", ""),
             "reason": typed.get("reason", ""),
             "revision": typed.get("revision", ""),
-            "draft": views.draft(approval),
+            "draft": views.draft(approval) if whole else "",
         }
         return self._desk.page(visitor, "approval.html", values, problem=problem)
 
-    def _values(self, visitor: Visitor, approval: Approval) -> dict[str, object]:
+    def _values(
+        self, visitor: Visitor, approval: Approval, *, revealed: bool = False
+    ) -> dict[str, object]:
         now = time.time()
         shown = Ticket(approval.version, approval.fingerprint)
-        sheet = views.sheet(approval, now, visitor.caller.principal.subject)
+        subject = visitor.caller.principal.subject
+        sheet = views.sheet(approval, now, subject, revealed=revealed)
         may = self._approvals.may_decide(visitor.caller, approval) and not sheet.voted
         return {
             "room": "inbox",
@@ -177,6 +196,7 @@ class ApprovalRoom:
             "sheet": sheet,
             "may_decide": may,
             "may_cancel": approval.status == "pending" and views.may_cancel(visitor, approval),
+            "may_reveal": visitor.caller.principal.has(Role.REVEALER),
             "ticket": self._desk.ticket(visitor, approval.id, shown),
         }
 
@@ -220,12 +240,17 @@ def approval_room(
         """Decide it."""
         return await room.decide(request, approval_id)
 
+    @post("/approvals/{approval_id:str}/reveal", status_code=200)
+    async def reveal(request: AnyRequest, approval_id: FromPath[str]) -> Page:
+        """Show it without masks."""
+        return await room.reveal(request, approval_id)
+
     @post("/approvals/{approval_id:str}/{what:str}", status_code=200)
     async def change(request: AnyRequest, approval_id: FromPath[str], what: FromPath[str]) -> Page:
         """Change when or by whom it is decided."""
         return await room.change(request, approval_id, what)
 
-    return [show, confirm, proof, decide, change]
+    return [show, confirm, proof, decide, reveal, change]
 
 
 def _check_typed(form: Mapping[str, str], approval: Approval) -> None:

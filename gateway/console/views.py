@@ -13,6 +13,7 @@ from gateway.domain.documents import encode
 from gateway.domain.errors import Unprocessable
 from gateway.domain.grants import Scope
 from gateway.domain.identity import Role
+from gateway.domain.masking import mask
 
 PAGE = 25
 """Approvals on one page of the inbox."""
@@ -100,6 +101,7 @@ class Sheet:
     """One approval's page.
 
     Attributes:
+        masked: Where arguments are masked.
         voted: Whether the visitor has approved already and others are waited for.
         outcome: One sentence about a decided approval.
     """
@@ -109,6 +111,7 @@ class Sheet:
     left: str
     urgent: bool
     arguments: Arguments
+    masked: Sequence[str]
     after_timeout: str
     voted: bool
     missing: int
@@ -127,7 +130,7 @@ def is_destructive(approval: Approval) -> bool:
 def line(approval: Approval, now: float, *, decidable: bool) -> Line:
     """Say what the inbox shows."""
     left = approval.expires_at - now
-    excerpt = approval.arguments
+    excerpt = approval.masked.text
     if len(excerpt) > _EXCERPT:
         excerpt = excerpt[:_EXCERPT] + "…"
     return Line(
@@ -142,8 +145,14 @@ def line(approval: Approval, now: float, *, decidable: bool) -> Line:
     )
 
 
-def sheet(approval: Approval, now: float, subject: str) -> Sheet:
-    """Say what an approval's page shows to that visitor."""
+def sheet(approval: Approval, now: float, subject: str, *, revealed: bool) -> Sheet:
+    """Say what an approval's page shows to that visitor.
+
+    Args:
+        revealed: Nothing is masked.
+    """
+    masked = () if revealed else approval.masked.places
+    approval = approval if revealed else approval.shown
     left = approval.expires_at - now
     return Sheet(
         approval=approval,
@@ -151,6 +160,7 @@ def sheet(approval: Approval, now: float, subject: str) -> Sheet:
         left=span(left),
         urgent=left < _URGENT,
         arguments=read_arguments(approval.arguments),
+        masked=masked,
         after_timeout=_AFTER_TIMEOUT[approval.on_timeout],
         voted=subject in approval.votes,
         missing=approval.quorum - len(approval.votes),
@@ -176,24 +186,28 @@ def claims(approval: Approval) -> list[tuple[str, str]]:
 
 
 def compare(earlier: Approval, approval: Approval, now: float) -> Before:
-    """Say how the arguments differ from those of an earlier call."""
-    old, new = read_arguments(earlier.arguments), read_arguments(approval.arguments)
-    if old.rows is None or new.rows is None:
-        changes: list[Change] = []
-    else:
-        was = {row.key: row.value for row in old.rows}
-        now_is = {row.key: row.value for row in new.rows}
+    """Say how the arguments differ from those of an earlier call; what is masked, only that."""
+    old, new = _values(earlier.arguments), _values(approval.arguments)
+    old_shown = _values(mask(earlier.arguments, (*earlier.redact, *approval.redact)).text)
+    new_shown = _values(approval.shown.arguments)
+    changes = []
+    if old is not None and new is not None and old_shown is not None and new_shown is not None:
         changes = [
-            Change(key, was.get(key), now_is.get(key))
-            for key in dict.fromkeys((*now_is, *was))
-            if was.get(key) != now_is.get(key)
+            Change(key, old_shown.get(key), new_shown.get(key))
+            for key in dict.fromkeys((*new, *old))
+            if old.get(key) != new.get(key)
         ]
     return Before(
         approval=earlier,
         age=ago(now - (earlier.decided_at or earlier.created_at)),
         changes=changes,
-        readable=old.rows is not None and new.rows is not None,
+        readable=old_shown is not None and new_shown is not None,
     )
+
+
+def _values(arguments: str) -> dict[str, Sequence[Piece]] | None:
+    rows = read_arguments(arguments).rows
+    return None if rows is None else {row.key: row.value for row in rows}
 
 
 def offers(approval: Approval) -> list[tuple[str, str]]:

@@ -16,13 +16,14 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
 from gateway.domain.calls import UNANNOTATED, Annotations
 from gateway.domain.grants import USUAL_TERMS, GrantTerms
 from gateway.domain.identity import Principal, Role
+from gateway.domain.masking import Masked, mask
 from gateway.domain.registry import Trust
 from gateway.domain.terms import Escalation, OnTimeout, ReasonRequired
 
@@ -113,6 +114,7 @@ class Approval:
         rule_version: The hash of the rules that asked.
         by: Who answers: "approver", "caller" (the native flow), or "policy" (born decided).
         grants: What people may grant instead of deciding each call; as it was when created.
+        redact: JSON pointers to arguments that are masked for who decides.
         suggest_grant: Whether people were asked the like so often that a grant would be better.
         created_at: Seconds since the epoch, by the store's clock; so are the other times.
         approvers: Those of the levels of escalation so far; `escalate` holds all levels.
@@ -159,6 +161,7 @@ class Approval:
     level: int = 0
     extensions: int = 0
     grants: GrantTerms = USUAL_TERMS
+    redact: tuple[str, ...] = ()
     suggest_grant: bool = False
     created_at: float = 0.0
     expires_at: float = 0.0
@@ -170,6 +173,29 @@ class Approval:
     revision: str | None = None
     version: int = 1
     history: tuple[Transition, ...] = ()
+
+    @property
+    def masked(self) -> Masked:
+        """The arguments as they are shown to who decides."""
+        return mask(self.arguments, self.redact)
+
+    @property
+    def shown(self) -> Approval:
+        """The approval as it is shown to who decides: arguments masked, wherever they stand."""
+        revision = self.revision and mask(self.revision, self.redact).text
+
+        def told(reason: str | None) -> str | None:
+            if not (reason and revision and self.revision):
+                return reason
+            return reason.replace(self.revision, revision)
+
+        return replace(
+            self,
+            arguments=self.masked.text,
+            revision=revision,
+            reason=told(self.reason),
+            history=tuple(replace(line, reason=told(line.reason)) for line in self.history),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

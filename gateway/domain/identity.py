@@ -16,10 +16,12 @@ _KEY = re.compile(r"gw_([A-Za-z0-9][A-Za-z0-9_.-]{0,62})_([A-Za-z0-9]{43})")
 
 
 class Role(StrEnum):
-    """What a principal may do: call models, decide approvals, read the audit, or all of it."""
+    """What a principal may do: call models, decide approvals, see what these mask, read the audit,
+    or all of it."""
 
     CALLER = "caller"
     APPROVER = "approver"
+    REVEALER = "revealer"
     AUDITOR = "auditor"
     ADMIN = "admin"
 

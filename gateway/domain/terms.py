@@ -39,6 +39,7 @@ class ApprovalTerms:
         max_extensions: How often approvers may give themselves more time.
         reason_required: For which decisions a person must say why.
         grants: What people may grant instead of deciding each call.
+        redact: JSON pointers to arguments that are masked for who decides.
     """
 
     by: Literal["approver", "caller"] = "approver"
@@ -51,6 +52,7 @@ class ApprovalTerms:
     max_extensions: int = 3
     reason_required: ReasonRequired = "never"
     grants: GrantTerms = USUAL_TERMS
+    redact: tuple[str, ...] = ()
 
     @property
     def everyone(self) -> tuple[str, ...]:

@@ -29,8 +29,10 @@ from gateway.domain.errors import (
 )
 from gateway.domain.hints import inbox_hint
 from gateway.domain.identity import Role
+from gateway.domain.masking import is_masked
 from gateway.domain.ports import (
     ApprovalStore,
+    AuditLog,
     Hint,
     Meter,
     Once,
@@ -98,6 +100,7 @@ class ApprovalService:
         approvals: ApprovalStore,
         grants: Grants,
         turns: TurnStore,
+        audit: AuditLog,
         wake: Wake,
         meter: Meter,
         drained: asyncio.Event,
@@ -105,6 +108,7 @@ class ApprovalService:
     ) -> None:
         self.refusals = refusals
         self._turns = turns
+        self._audit = audit
         self._wake = wake
         self._drained = drained
         self._approvals = approvals
@@ -180,6 +184,27 @@ class ApprovalService:
             )
         return approval
 
+    @refusals_noted
+    async def reveal(self, caller: Caller, approval_id: str) -> Approval:
+        """Read an approval in order to show it without masks; the audit knows it before.
+
+        Raises:
+            Forbidden: `missing_role`.
+            NotFound: Unknown, of another tenant, or none that the caller may see.
+        """
+        approval = await self.retrieve(caller, approval_id)
+        actor = caller.principal
+        if not actor.has(Role.REVEALER):
+            raise Forbidden("This needs the role 'revealer'.", code="missing_role")
+        await self._audit.note(
+            caller.tenant.id,
+            "approval.revealed",
+            actor=f"subject:{actor.subject}",
+            subject=approval.id,
+            detail={"key": actor.key_id, "places": list(approval.masked.places)},
+        )
+        return approval
+
     async def counts(self, caller: Caller) -> Mapping[str, int] | None:
         """Count the tenant's approvals by status; `None` for who does not see them all."""
         if not _oversees(caller):
@@ -213,17 +238,22 @@ class ApprovalService:
             once: The request's `Idempotency-Key`.
 
         Raises:
-            Forbidden: `not_an_approver`, `self_approval`.
+            Forbidden: `not_an_approver`, `self_approval`, `masked_arguments`.
             Conflict: `already_decided`, `vote_conflict`, `fingerprint_mismatch`,
                 `idempotency_key_reused`.
             Gone: `expired`.
             PreconditionFailed: `If-Match` names another version.
             Unprocessable: `reason_required`, `reason_too_long`, `arguments_too_long`,
-                `revision_denied`, and those of a grant (see `Grants.plan`).
+                `invalid_arguments`, `revision_denied`, and those of a grant (see `Grants.plan`).
         """
         actor = caller.principal
         approval = await self._decidable(caller, approval_id)
         told = _reason(approval, verdict, reason, revision)
+        if grant is not None and not sees_all(caller, approval):
+            raise Forbidden(
+                "Arguments of this call are masked for you: decide it alone, without a grant.",
+                code="masked_arguments",
+            )
         given = None if grant is None else self._grants.plan(approval, actor, grant)
         if revision is not None:
             given = await self._grants.plan_revision(approval, actor, revision)
@@ -422,6 +452,11 @@ class ApprovalService:
         return approval
 
 
+def sees_all(caller: Caller, approval: Approval) -> bool:
+    """Tell whether nothing of the arguments is masked, or the caller may see it nonetheless."""
+    return caller.principal.has(Role.REVEALER) or not approval.masked.places
+
+
 def _reason(
     approval: Approval, verdict: Verdict, reason: str | None, revision: str | None
 ) -> str | None:
@@ -431,6 +466,12 @@ def _reason(
             raise Unprocessable(
                 f"'arguments' have at most {_LONGEST_REVISION} characters.",
                 code="arguments_too_long",
+                param="arguments",
+            )
+        if is_masked(revision):
+            raise Unprocessable(
+                "'arguments' hold a mask instead of a value.",
+                code="invalid_arguments",
                 param="arguments",
             )
         return revision_reason(approval.tool, revision, reason)

@@ -242,6 +242,7 @@ class Settlement:
             max_extensions=terms.max_extensions,
             reason_required=terms.reason_required,
             grants=terms.grants,
+            redact=terms.redact,
             suggest_grant=decision.suggest_grant,
         )
         approval = replace(approval, fingerprint=fingerprint_of(call, approval))

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gateway.adapters.cel import compile_when
@@ -181,8 +188,18 @@ def _scope(name: MaxScope) -> Scope | None:
     return None if name == "none" else Scope(name)
 
 
+def _redact(pointers: tuple[str, ...]) -> tuple[str, ...]:
+    for text in pointers:
+        Pointer.parse(text)
+    return pointers
+
+
 class ApprovalSettings(Section):
-    """How a person decides; see `gateway.domain.terms.ApprovalTerms`."""
+    """How a person decides; see `gateway.domain.terms.ApprovalTerms`.
+
+    Attributes:
+        redact: Pointers; the part `*` stands for any name or index.
+    """
 
     by: Literal["approver", "caller"] = "approver"
     approvers: tuple[Approver, ...] = Field(("role:approver",), min_length=1)
@@ -194,6 +211,7 @@ class ApprovalSettings(Section):
     max_extensions: int = Field(3, ge=0, le=100)
     reason_required: ReasonRequired = "never"
     grants: GrantSettings = GrantSettings()
+    redact: Annotated[tuple[str, ...], AfterValidator(_redact)] = Field((), max_length=100)
 
     @model_validator(mode="after")
     def _can_be_decided(self) -> Self:
@@ -225,6 +243,7 @@ class ApprovalSettings(Section):
             max_extensions=self.max_extensions,
             reason_required=self.reason_required,
             grants=self.grants.to_domain(),
+            redact=self.redact,
         )
 
 

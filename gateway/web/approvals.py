@@ -199,7 +199,22 @@ def _deciding(
         )
         return _one(approvals, caller, approval)
 
-    return (decide_approval, decide_approvals, extend_approval, escalate_approval, cancel_approval)
+    @post("/v1/approvals/{approval_id:str}/reveal", status_code=200)
+    async def reveal_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
+        """Show an approval without masks; the audit tells who asked."""
+        caller = doors.caller(request)
+        await document(request, _Nothing)
+        approval = await approvals.reveal(caller, approval_id)
+        return _one(approvals, caller, approval, revealed=True)
+
+    return (
+        decide_approval,
+        decide_approvals,
+        extend_approval,
+        escalate_approval,
+        cancel_approval,
+        reveal_approval,
+    )
 
 
 def _query(request: AnyRequest) -> dict[str, str]:
@@ -305,9 +320,14 @@ async def _events(
                 yield place + write(kind, {"type": raw(kind), "approval": raw(shown)})
 
 
-def _show(approvals: ApprovalService, caller: Caller, approval: Approval) -> dict[str, object]:
+def _show(
+    approvals: ApprovalService, caller: Caller, approval: Approval, *, revealed: bool = False
+) -> dict[str, object]:
     may = approvals.may_decide(caller, approval)
     ahead = approval.escalate[approval.level :]
+    masked: Sequence[str] = ()
+    if not revealed:
+        masked, approval = approval.masked.places, approval.shown
     return {
         "id": approval.id,
         "object": "approval",
@@ -331,6 +351,7 @@ def _show(approvals: ApprovalService, caller: Caller, approval: Approval) -> dic
             "pin": approval.definition_hash or None,
         },
         "arguments": approval.arguments,
+        "masked": masked,
         "fingerprint": approval.fingerprint,
         "policy": {
             "rule": approval.rule,
@@ -383,6 +404,13 @@ def _grantable(approval: Approval) -> dict[str, object]:
     }
 
 
-def _one(approvals: ApprovalService, caller: Caller, approval: Approval, **more: object) -> ASGIApp:
-    shown = _show(approvals, caller, approval) | more
+def _one(
+    approvals: ApprovalService,
+    caller: Caller,
+    approval: Approval,
+    *,
+    revealed: bool = False,
+    **more: object,
+) -> ASGIApp:
+    shown = _show(approvals, caller, approval, revealed=revealed) | more
     return json_answer(caller, shown, extra={"etag": f'"v{approval.version}"'})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import anyio
@@ -126,3 +127,35 @@ async def test_more_time_passing_on_and_the_audits_proof(visit: Visit, desk: Gat
     text = await admin.page.inner_text("main")
     assert all(f"approval.{event}" in text for event in ("requested", "extended", "escalated"))
     await admin.shot("proof")
+
+
+@pytest.mark.covers("APPR-10", "APPR-11")
+async def test_masked_values_are_shown_once_to_who_may_see_them(visit: Visit, stack: Stack) -> None:
+    sections = tenancy(stack)
+    tenant = sections["tenants"][0]["id"]
+    roles = ["approver", "revealer"]
+    sections["api_keys"].append(
+        stack.key("trusted", tenant=tenant, subject="user:tia", roles=roles)
+    )
+    rules = [{**RULES[0], "approval": {"redact": ["/body"]}}]
+    word = marker()
+    with stack.gateway(**sections, rules=rules) as gateway:
+        said = {"title": word, "body": f"behind the door: {word[::-1]}"}
+        await create(gateway, f"/call github.create_issue {json.dumps(said)}")
+        plain = await _open(visit, gateway, word)
+        text = await plain.page.inner_text("main")
+        assert "Masked for you: /body" in text
+        assert said["body"] not in await plain.page.content()
+        assert await plain.page.get_by_text("Approve, and allow more").count() == 0
+        assert await plain.page.get_by_role("button", name="Show them once").count() == 0
+        await plain.shot("approval-masked")
+        (approval,) = await pending(gateway, word)
+        trusted = await visit("trusted", gateway=gateway)
+        await trusted.page.goto(f"{trusted.url}/console/approvals/{approval['id']}")
+        await trusted.page.get_by_role("button", name="Show them once").click()
+        await trusted.page.get_by_text(said["body"]).first.wait_for()
+        assert "Masked for you" not in await trusted.page.inner_text("main")
+        await trusted.page.get_by_role("button", name="Approve once").click()
+        await trusted.page.locator(".verdict.approved").wait_for()
+        assert said["body"] not in await trusted.page.content()
+        await settled(gateway, approval["response_id"])

@@ -98,7 +98,7 @@ class Stack:
             valkey = stack.enter_context(EmbeddedValkey())
             upstream = stack.enter_context(serving(create_emulator(EmulatorSettings(**emulator))))
             mcp = stack.enter_context(serving(create_demo_mcp(CANARY)))
-            names = ("caller", "approver", "second", "other", "admin", "auditor")
+            names = ("caller", "approver", "second", "other", "admin", "auditor", "trusted")
             yield cls(
                 redis_url=valkey.url,
                 emulator_url=upstream,
