@@ -52,6 +52,12 @@ def clients(session: nox.Session) -> None:
 
 
 @nox.session
+def compliance(session: nox.Session) -> None:
+    """Run the suite of Open Responses; OPEN_RESPONSES_SUITE names its checkout."""
+    session.run("pytest", *(session.posargs or ["tests/compliance"]))
+
+
+@nox.session
 def deploy(session: nox.Session) -> None:
     """Check the Dockerfile and the deployment files, without network."""
     session.run("hadolint", "Dockerfile")

@@ -189,38 +189,6 @@ def _in_background(state: TurnState) -> Document:
     }
 
 
-_ECHOED: dict[str, object] = {
-    "instructions": None,
-    "max_output_tokens": None,
-    "metadata": {},
-    "parallel_tool_calls": True,
-    "store": True,
-    "temperature": None,
-    "tool_choice": "auto",
-    "top_p": None,
-    "truncation": "disabled",
-    "user": None,
-}
-
-
-def queued_response(state: TurnState) -> Document:
-    """Write the response of a background turn of which nothing was sent yet."""
-    tools = [tool.plain if tool.server is None else tool.server.tool for tool in state.tools]
-    return {
-        **_in_background(state),
-        **({"conversation": raw({"id": state.conversation_id})} if state.conversation_id else {}),
-        "object": raw("response"),
-        "status": raw("queued"),
-        "model": raw(state.model),
-        "error": NULL,
-        "incomplete_details": NULL,
-        "output": raw([]),
-        "tools": public_tools(raw(tools)),
-        "usage": NULL,
-        **{key: state.body.get(key, raw(value)) for key, value in _ECHOED.items()},
-    }
-
-
 def add_usage(total: dict[str, Any], usage: Raw | None) -> dict[str, Any]:
     """Add one leg's usage to the turn's, number by number, at every depth."""
     if usage is None or bytes(usage) == b"null":

@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.domain import events
 from gateway.domain.approvals import ApprovalStatus, Batch, BatchStatus
-from gateway.domain.documents import Document, raw
+from gateway.domain.documents import Document
 from gateway.domain.errors import (
     GatewayError,
     SecretUnavailable,
@@ -20,6 +20,7 @@ from gateway.domain.errors import (
     UpstreamRefused,
     UpstreamUnreachable,
 )
+from gateway.domain.own_response import own_response
 from gateway.services.settlement import Running
 
 logger = logging.getLogger("gateway.turns")
@@ -186,13 +187,6 @@ def refused_in_stream(exc: UpstreamRefused) -> UpstreamRefused:
 
 def unknown_response(running: Running) -> Document:
     """Stand in for a response that the upstream never opened."""
-    return {
-        "id": raw(running.state.turn_id or "resp_" + secrets.token_hex(24)),
-        "object": raw("response"),
-        "created_at": raw(int(running.state.started_at)),
-        "model": raw(running.state.model),
-        "output": raw([]),
-        "parallel_tool_calls": raw(True),
-        "tool_choice": raw("auto"),
-        "tools": raw([]),
-    }
+    state = running.state
+    known = state.turn_id or "resp_" + secrets.token_hex(24)
+    return own_response(msgspec.structs.replace(state, turn_id=known), status="failed")

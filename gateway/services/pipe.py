@@ -43,6 +43,7 @@ from gateway.domain.errors import (
     UpstreamRefused,
 )
 from gateway.domain.history import Kept, contents_of, ids_of, pack
+from gateway.domain.own_response import own_response
 from gateway.domain.ports import (
     ApprovalStore,
     AuditLog,
@@ -59,7 +60,7 @@ from gateway.domain.ports import (
 )
 from gateway.domain.requests import conversation_of
 from gateway.domain.tools import Scrubber
-from gateway.domain.turns import FIRST_RUN, TurnState, queued_response, text_field
+from gateway.domain.turns import FIRST_RUN, TurnState, text_field
 from gateway.services.answers import LEASE, responses
 from gateway.services.endings import UNKEPT_TTL, count
 from gateway.services.failpoints import Point, reached
@@ -330,7 +331,7 @@ class Pipe:
         state = running.state
         running.held = True
         state.turn_id = "resp_" + secrets.token_hex(24)
-        state.first = queued_response(state)
+        state.first = own_response(state, status="queued")
         opened: list[bytes] = []
         for kind in ("response.created", "response.queued"):
             event = {

@@ -10,42 +10,19 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from gateway.domain import events
 from gateway.domain.documents import Document, encode, raw
 from gateway.domain.errors import BadRequest
 from gateway.domain.history import ids_of, pack
+from gateway.domain.own_response import own_response
 from gateway.domain.ports import Turn, TurnHead, TurnStore
 from gateway.domain.requests import Bounds, CreateRequest, parse_create
-from gateway.domain.tools import public_tools
-from gateway.domain.turns import TurnState
 from gateway.services.callers import Caller
 from gateway.services.health import Health
 from gateway.services.preparation import Preparation
 from gateway.services.records import EventStream
 
-_ECHOED: dict[str, Any] = {
-    "background": False,
-    "frequency_penalty": 0.0,
-    "instructions": None,
-    "max_output_tokens": None,
-    "max_tool_calls": None,
-    "metadata": {},
-    "parallel_tool_calls": True,
-    "presence_penalty": 0.0,
-    "prompt_cache_key": None,
-    "reasoning": {"effort": None, "summary": None},
-    "safety_identifier": None,
-    "service_tier": "auto",
-    "temperature": 1.0,
-    "text": {"format": {"type": "text"}},
-    "tool_choice": "auto",
-    "top_logprobs": 0,
-    "top_p": 1.0,
-    "truncation": "disabled",
-    "user": None,
-}
 _NO_USAGE = {
     "input_tokens": 0,
     "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
@@ -78,7 +55,7 @@ class Prewarming:
         prepared = await self._preparation.prepare(caller, request)
         state = prepared.state
         state.turn_id = "resp_" + secrets.token_hex(24)
-        begun = _response(request, state)
+        begun = own_response(state, status="in_progress")
         ended = {
             **begun,
             "status": raw("completed"),
@@ -132,30 +109,6 @@ def _check(caller: Caller, request: CreateRequest) -> None:
             code="generate_not_supported",
             param="generate",
         )
-
-
-def _response(request: CreateRequest, state: TurnState) -> Document:
-    asked = request.document
-    echoed = {
-        key: asked[key] if key in asked and bytes(asked[key]) != b"null" else raw(default)
-        for key, default in _ECHOED.items()
-    }
-    return {
-        "id": raw(state.turn_id),
-        "object": raw("response"),
-        "created_at": raw(int(state.started_at)),
-        "status": raw("in_progress"),
-        "completed_at": raw(None),
-        "error": raw(None),
-        "incomplete_details": raw(None),
-        "model": raw(state.model),
-        "output": raw([]),
-        "previous_response_id": raw(state.parent),
-        "store": raw(state.stored),
-        "tools": public_tools(raw(request.tools)),
-        "usage": raw(None),
-        **echoed,
-    }
 
 
 async def _told(begun: Document, ended: Document) -> AsyncGenerator[bytes, None]:
