@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,27 +81,14 @@ async def _verify_store(
     known: Sequence[Checkpoint],
     expected: str | None,
 ) -> list[tuple[str, Verdict]]:
-    from gateway.adapters.crypto import KeyRing, parse_key
-    from gateway.adapters.redis.audit import RedisAuditStore
-    from gateway.adapters.redis.client import open_clients
-    from gateway.adapters.secrets import SecretResolver
     from gateway.domain.errors import GatewayError
+    from gateway.stores import open_stores
 
     if settings.redis.embedded or settings.redis.url is None:
         raise AuditError("redis.url: must name a Redis that runs; an export is read with --file")
-    async with AsyncExitStack() as stack:
-        secrets = SecretResolver()
-        stack.push_async_callback(secrets.aclose)
-        try:
-            ring = KeyRing(
-                [
-                    (key.id, parse_key(await secrets.resolve(key.value)))
-                    for key in settings.encryption.keys
-                ]
-            )
-            url = await settings.redis.resolve_url(secrets.resolve)
-            clients = await stack.enter_async_context(open_clients(url, socket_timeout=10.0))
-            verifier = Verifier(RedisAuditStore(clients.commands, ring), ring)
+    try:
+        async with open_stores(settings, command_timeout=10.0) as stores:
+            verifier = Verifier(stores.audit, stores.cipher)
             return [
                 (
                     tenant,
@@ -114,8 +100,8 @@ async def _verify_store(
                 )
                 for tenant in tenants
             ]
-        except (GatewayError, ValueError) as exc:
-            raise AuditError(str(exc)) from exc
+    except (GatewayError, ValueError) as exc:
+        raise AuditError(str(exc)) from exc
 
 
 def line(name: str, verdict: Verdict) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from gateway.domain.pins import Definition, PinSet, pin_id
@@ -12,9 +12,8 @@ from gateway.domain.registry import McpServer
 from gateway.domain.tools import identity_of, may_use
 
 if TYPE_CHECKING:
-    from gateway.adapters.redis.audit import RedisAuditStore
-    from gateway.adapters.redis.pins import RedisPinStore
     from gateway.settings import Settings
+    from gateway.stores import Stores
 
 _TRIES = 20
 
@@ -39,9 +38,9 @@ async def compare(settings: Settings, server: McpServer, listed: Sequence[Defini
     """
     key = PinnedServer(server.label, identity_of(server))
     found: PinsOf = {}
-    async with _stores(settings) as (store, _):
+    async with _stores(settings) as stores:
         for tenant in tenants_of(settings, server):
-            (pins,) = await store.read(tenant, [key])
+            (pins,) = await stores.pins.read(tenant, [key])
             found[tenant] = {one.name: _said(pins, one, server) for one in listed}
     return found
 
@@ -61,31 +60,30 @@ async def accept(
     Raises:
         PinsUnavailable: There is no Redis that runs, no key, or no answer.
     """
-    async with _stores(settings) as (store, audit):
+    async with _stores(settings) as stores:
         return {
-            tenant: await _accept(store, audit, tenant, server, listed)
+            tenant: await _accept(stores, tenant, server, listed)
             for tenant in tenants_of(settings, server)
         }
 
 
 async def _accept(
-    store: RedisPinStore,
-    audit: RedisAuditStore,
+    stores: Stores,
     tenant: str,
     server: McpServer,
     listed: Sequence[Definition],
 ) -> int:
     key = PinnedServer(server.label, identity_of(server))
     for _ in range(_TRIES):
-        (pins,) = await store.read(tenant, [key])
+        (pins,) = await stores.pins.read(tenant, [key])
         after = pins.accepted(listed, "operator")
         changed = [one for one in listed if after.pins[one.name] != pins.pins.get(one.name)]
         if not changed:
             return 0
-        if await store.write(tenant, key, after):
+        if await stores.pins.write(tenant, key, after):
             for one in changed:
                 pin = pin_id(tenant, key.label, key.identity, one.name)
-                await audit.note(
+                await stores.audit.note(
                     tenant,
                     "pin.accepted",
                     actor="operator",
@@ -97,30 +95,14 @@ async def _accept(
 
 
 @asynccontextmanager
-async def _stores(
-    settings: Settings,
-) -> AsyncGenerator[tuple[RedisPinStore, RedisAuditStore], None]:
-    from gateway.adapters.crypto import KeyRing, parse_key
-    from gateway.adapters.redis.audit import RedisAuditStore
-    from gateway.adapters.redis.client import open_clients
-    from gateway.adapters.redis.pins import RedisPinStore
-    from gateway.adapters.secrets import SecretResolver
+async def _stores(settings: Settings) -> AsyncGenerator[Stores, None]:
     from gateway.domain.errors import GatewayError
+    from gateway.stores import open_stores
 
     if settings.redis.embedded or settings.redis.url is None or not settings.encryption.keys:
         raise PinsUnavailable("pins are in a Redis that runs: set redis.url and encryption.keys")
-    async with AsyncExitStack() as stack:
-        secrets = SecretResolver()
-        stack.push_async_callback(secrets.aclose)
-        try:
-            ring = KeyRing(
-                [
-                    (key.id, parse_key(await secrets.resolve(key.value)))
-                    for key in settings.encryption.keys
-                ]
-            )
-            url = await settings.redis.resolve_url(secrets.resolve)
-            clients = await stack.enter_async_context(open_clients(url))
-            yield RedisPinStore(clients.commands, ring), RedisAuditStore(clients.commands, ring)
-        except (GatewayError, ValueError) as exc:
-            raise PinsUnavailable(str(exc)) from exc
+    try:
+        async with open_stores(settings) as stores:
+            yield stores
+    except (GatewayError, ValueError) as exc:
+        raise PinsUnavailable(str(exc)) from exc

@@ -114,7 +114,11 @@ async def test_logs_are_json_lines_with_ids_and_without_content_or_secrets(
     out, err = capfd.readouterr()
     lines = [json.loads(line) for line in out.splitlines() if line.strip()]
     assert all(line.keys() >= {"time", "level", "logger", "message"} for line in lines)
-    ended = next(line for line in lines if line.get("turn") == made.json()["id"])
+    (ended,) = (
+        line
+        for line in lines
+        if line["message"] == "turn ended" and line["turn"] == made.json()["id"]
+    )
     assert ended["request"] == made.headers["gateway-request-id"]
     assert ended["upstream_request"] == made.headers["x-request-id"]
     assert ended["tenant"] == "acme"
