@@ -103,13 +103,18 @@ def without_reasoning(items: Sequence[Raw], *, strip_ids: bool) -> list[Raw]:
 
 
 def resolve_references(
-    items: Sequence[Item], turn_of: Mapping[str, str], kept: Mapping[str, Sequence[Kept]]
+    items: Sequence[Item],
+    place_of: Mapping[str, str],
+    kept: Mapping[str, Sequence[Item]],
+    *,
+    here: str = "",
 ) -> list[Item]:
     """Replace each `item_reference` by the item, with the reasoning that stands before it.
 
     Args:
-        turn_of: Item id to turn id, for this caller's items only.
-        kept: Turn id to that turn's items.
+        place_of: Item id to the turn or conversation that holds it, for this caller's items only.
+        kept: Turn or conversation to its items.
+        here: The conversation that is continued: what it holds need not be said again.
 
     Raises:
         NotFound: An item is unknown; the same error for one of somebody else.
@@ -120,7 +125,10 @@ def resolve_references(
         if item.type != "item_reference":
             resolved.append(item)
             continue
-        found = _with_reasoning(item.id or "", kept.get(turn_of.get(item.id or "", ""), ()))
+        place = place_of.get(item.id or "", "")
+        if here and place == here:
+            continue
+        found = with_reasoning(item.id or "", kept.get(place, ()))
         if not found:
             raise unknown_item(item.id or "", f"input[{index}]")
         for part in found:
@@ -130,10 +138,10 @@ def resolve_references(
     return resolved
 
 
-def _with_reasoning(item_id: str, kept: Sequence[Kept]) -> list[Item]:
+def with_reasoning(item_id: str, kept: Sequence[Item]) -> list[Item]:
+    """Find an item among others, with the reasoning that stands right before it."""
     run: list[Item] = []
-    for entry in kept:
-        item = item_of(entry.i)
+    for item in kept:
         if item.id == item_id:
             return [*run, item]
         run = [*run, item] if item.type == "reasoning" else []
@@ -242,6 +250,11 @@ def unknown_item(item_id: str, param: str) -> NotFound:
 def guarded_ids(items: Iterable[Item]) -> list[str]:
     """List the ids of items that only an upstream may have made, and so are checked."""
     return [item.id for item in items if item.type in _GUARDED and item.id is not None]
+
+
+def has_guarded(items: Iterable[Item]) -> bool:
+    """Tell whether there are items that only an upstream may have made."""
+    return any(item.type in _GUARDED for item in items)
 
 
 def restore_guarded(items: Sequence[Item], known: Mapping[str, Raw]) -> list[Item]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -221,7 +222,7 @@ class _Called(msgspec.Struct):
     approval_request_id: str | None = None
 
 
-def _called(item: Item, known: Mapping[str, Raw]) -> str | None:
+def called_request(item: Item, known: Mapping[str, Raw] = MappingProxyType({})) -> str | None:
     """Name the request whose approval an `mcp_call`, or what a reference stands for, used.
 
     No other item stands for what is known by its id.
@@ -320,7 +321,7 @@ class NativeAnswers:
         names = answers | {item.id for item in items if item.type in _ASKING and item.id}
         if not names:
             return list(items)
-        called = {_called(item, known) for item in items}
+        called = {called_request(item, known) for item in items}
         over = {
             name: approval
             for name, approval in (
@@ -353,6 +354,20 @@ class NativeAnswers:
             for id_, approval in known.items()
             if approval.end_user in ("", end_user)
         }
+
+    async def carried_out(
+        self, caller: Caller, names: Sequence[str], end_user: str
+    ) -> dict[str, tuple[str, ...]]:
+        """Name the turns that may hold the calls of requests that were approved and carried out."""
+        known = await self._approvals.by_request(caller.tenant.id, names) if names else {}
+        places: dict[str, tuple[str, ...]] = {}
+        for name, approval in known.items():
+            if approval.end_user not in ("", end_user) or not answer(approval)[0]:
+                continue
+            batch = await self._approvals.batch(approval.tenant, approval.batch_id)
+            if batch is not None and batch.status is BatchStatus.DONE:
+                places[name] = (batch.next_response_id or "", batch.turn_id)
+        return places
 
     async def _refuse_open(self, tenant: str, batch_id: str) -> None:
         batch = await self._approvals.batch(tenant, batch_id)

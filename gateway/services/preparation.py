@@ -5,7 +5,6 @@ Nothing is sent upstream and nothing is stored before all of it has passed.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -19,25 +18,17 @@ from gateway.domain.documents import Document, Raw, raw
 from gateway.domain.errors import BadRequest, Conflict, Forbidden, NotFound
 from gateway.domain.history import (
     Kept,
-    content_of,
-    guarded_ids,
-    lacks_reasoning,
-    put_back,
     replay,
-    resolve_references,
-    restore_guarded,
-    unknown_item,
     unpack,
 )
 from gateway.domain.identity import Tenant
 from gateway.domain.loops import check_budget
-from gateway.domain.ports import ConversationStore, Meter, Turn, TurnHead, TurnStore
+from gateway.domain.ports import ConversationStore, Meter, TurnHead, TurnStore
 from gateway.domain.registry import McpServer, Model, Route
 from gateway.domain.requests import (
     ENCRYPTED_REASONING,
     CreateRequest,
     Item,
-    item_of,
     item_role,
     without,
 )
@@ -60,12 +51,10 @@ from gateway.services.answers import (
 from gateway.services.callers import Caller, owned, previous_not_found
 from gateway.services.judgement import Judge
 from gateway.services.pins import Pinning
+from gateway.services.recall import Recall, kept_head
 from gateway.services.refusals import Refusals
 
 _OWN_FIELDS = ("input", "tools", "stream", "previous_response_id", "store", "include")
-_AT_ONCE = 16
-"""Turns that are read at the same time."""
-
 _PASSED_HEADERS = ("openai-beta", "x-client-request-id", "x-ms-client-request-id", "traceparent")
 
 
@@ -112,7 +101,9 @@ class Preparation:
         refusals: Refusals,
         meter: Meter,
     ) -> None:
-        self._meter = meter
+        self._recall = Recall(
+            turns=turns, conversations=conversations, answers=answers, meter=meter
+        )
         self._turns = turns
         self._conversations = conversations
         self._answers = answers
@@ -203,9 +194,9 @@ class Preparation:
     ) -> Prepared:
         async with self._refusals.noted(caller, "", tried="send"):
             refuse_acknowledgements(request.items)
-            items, known = await self._own_items(caller, request.items, state)
-        if parent is None and state.stateless and state.keep and lacks_reasoning(items):
-            items = await self._put_back(caller, items, state)
+            items, known = await self._recall.own_items(caller, request.items, state)
+        if parent is None and state.stateless and state.keep:
+            items = await self._recall.put_back(caller, items, state)
         items = await self._answers.history(
             caller, items, known, end_user=state.end_user, parent=parent
         )
@@ -279,94 +270,6 @@ class Preparation:
         if entries is None:
             raise _no_conversation(conversation_id)
         return replay([[entry.kept for entry in entries]], items)
-
-    async def _own_items(
-        self, caller: Caller, items: Sequence[Item], state: TurnState
-    ) -> tuple[list[Item], dict[str, Raw]]:
-        """Resolve references, and check MCP items that the caller repeats.
-
-        Returns:
-            The items, and what the remaining references stand for.
-        """
-        references = [item.id or "" for item in items if item.type == "item_reference"]
-        guarded = guarded_ids(items)
-        if not references and not guarded and not _has_guarded(items):
-            return list(items), {}
-        if not state.keep:
-            return await self._unkept_items(caller, items, state.end_user), {}
-        kept, turn_of = await self._find(caller, [*references, *guarded], state.end_user)
-        held = [(entry.o, item_of(entry.i)) for turn in kept.values() for entry in turn]
-        known = {item.id: item.raw for _, item in held if item.id is not None}
-        lost = {item.id for origin, item in held if origin == "lost"}
-        items = [item for item in items if item.id is None or item.id not in lost]
-        restored = restore_guarded(items, known)
-        if state.stateless:
-            return resolve_references(restored, turn_of, kept), {}
-        for index, item in enumerate(items):
-            if item.type == "item_reference" and item.id not in known:
-                raise unknown_item(item.id or "", f"input[{index}]")
-        return restored, known
-
-    async def _put_back(
-        self, caller: Caller, items: Sequence[Item], state: TurnState
-    ) -> list[Item]:
-        """Put reasoning back that the caller left out of the items that it replays (STATE-3).
-
-        It must have come from the upstream that it goes to: no other can read it.
-        """
-        ids = [item.id for item in items if item.id is not None]
-        said = [text for item in items if item.id is None and (text := content_of(item.raw))]
-        tenant = caller.tenant.id
-        turn_of = dict(await self._turns.turns_of_contents(tenant, state.end_user, said))
-        turn_of |= await self._turns.turns_of_items(tenant, ids)
-        kept: dict[str, list[Kept]] = {}
-        wanted = list(dict.fromkeys(turn_of.values()))
-        for at in range(0, len(wanted), _AT_ONCE):
-            turns = await asyncio.gather(
-                *(self._turns.read(tenant, turn_id) for turn_id in wanted[at : at + _AT_ONCE])
-            )
-            kept |= self._same_owner(caller, state, turns)
-        restored, count = put_back(items, turn_of, kept)
-        if count:
-            self._meter.restored(state.upstream, count)
-        return restored
-
-    def _same_owner(
-        self, caller: Caller, state: TurnState, turns: Sequence[Turn | None]
-    ) -> dict[str, list[Kept]]:
-        return {
-            turn.head.id: unpack(turn.items)
-            for turn in turns
-            if turn is not None
-            and turn.head.upstream == state.upstream
-            and owned(turn.head, caller, state.end_user)
-        }
-
-    async def _unkept_items(
-        self, caller: Caller, items: Sequence[Item], end_user: str
-    ) -> list[Item]:
-        """Check what can be checked where nothing is kept (`cache = "off"`).
-
-        Calls and listings are history that authorizes nothing; a request for an approval does,
-        and is compared with the approval.
-        """
-        wanted = [item.id for item in items if item.type == "mcp_approval_request" and item.id]
-        known = await self._answers.requests(caller, wanted, end_user)
-        for item in items:
-            if item.type in ("mcp_call", "mcp_list_tools") and item.id is not None:
-                known[item.id] = item.raw
-        return resolve_references(restore_guarded(items, known), {}, {})
-
-    async def _find(
-        self, caller: Caller, ids: Sequence[str], end_user: str
-    ) -> tuple[dict[str, list[Kept]], dict[str, str]]:
-        found = await self._turns.turns_of_items(caller.tenant.id, ids)
-        kept: dict[str, list[Kept]] = {}
-        for turn_id in dict.fromkeys(found.values()):
-            turn = await self._turns.read(caller.tenant.id, turn_id)
-            if turn is not None and owned(turn.head, caller, end_user):
-                kept[turn_id] = unpack(turn.items)
-        return kept, {item: turn for item, turn in found.items() if turn in kept}
 
     def _route(self, name: str, parent: TurnHead | None) -> Route:
         """Choose the upstream: that of the chain, else the model's first route (CHAIN-2)."""
@@ -464,36 +367,11 @@ def _inherited(parent: TurnHead | None, items: Sequence[Item]) -> ChainFacts:
     return msgspec.structs.replace(facts, rounds=0) if spoke else facts
 
 
-def _has_guarded(items: Sequence[Item]) -> bool:
-    return any(
-        item.type in ("mcp_approval_request", "mcp_call", "mcp_list_tools") for item in items
-    )
-
-
 def _no_conversation(conversation_id: str) -> NotFound:
     return NotFound(
         f"Conversation with id '{conversation_id}' not found.",
         code="conversation_not_found",
         param="conversation",
-    )
-
-
-async def kept_head(store: ConversationStore, tenant: str, conversation_id: str) -> TurnHead | None:
-    """Read a conversation that the gateway keeps, as what a turn goes on from."""
-    found = await store.get(tenant, conversation_id)
-    if found is None:
-        return None
-    conversation, progress = found
-    return TurnHead(
-        id=conversation.id,
-        tenant=conversation.tenant,
-        upstream=conversation.upstream,
-        end_user=conversation.end_user,
-        subject=conversation.subject,
-        status="conversation",
-        stored=False,
-        facts=progress.facts,
-        code=progress.code,
     )
 
 

@@ -53,10 +53,6 @@ FRAMEWORKS = [
         lock="vercel-ai",
         script="vercel_ai.mjs",
         language="node",
-        cannot={
-            "native_stateless": "it sends the answer without the request that it answers, and no "
-            "upstream can know that one"
-        },
         repeats=(),
     ),
     Framework(

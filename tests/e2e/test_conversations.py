@@ -120,6 +120,104 @@ async def test_turns_go_on_with_all_that_was_said(
     assert caught.value.param == "previous_response_id"
 
 
+def reference(item: Any) -> Any:
+    return {"type": "item_reference", "id": item.id}
+
+
+@pytest.mark.covers("CHAIN-5", "STATE-1")
+async def test_an_item_of_a_conversation_may_be_named_by_reference(
+    stack: Stack, pair: tuple[Gateway, Gateway]
+) -> None:
+    one, two = pair
+    word = marker()
+    client = one.client()
+    talk = await client.conversations.create(items=[{"role": "user", "content": f"{word} one"}])
+    call: Any = {"type": "function_call", "call_id": "call_1", "name": word, "arguments": "{}"}
+    output: Any = {"type": "function_call_output", "call_id": "call_1", "output": "sunny"}
+    mine: Any = {"role": "user", "content": f"{word} two", "id": f"msg_{word}"}
+    added = (await client.conversations.items.create(talk.id, items=[call, output, mine])).data
+    (first,) = [
+        item
+        async for item in client.conversations.items.list(talk.id)
+        if item.id not in [one.id for one in added]
+    ]
+    said: Any = [reference(item) for item in (first, *added)]
+    recall: Any = {"role": "user", "content": "/recall"}
+    answer = await two.client().responses.create(model=MODEL, input=[*said, recall])
+    assert "I see 2 user messages" in answer.output_text
+    (body,) = await sent(stack, word)
+    assert [item.get("type", "message") for item in body["input"]] == [
+        "message",
+        "function_call",
+        "function_call_output",
+        "message",
+        "message",
+    ]
+    assert body["input"][3]["id"] == f"msg_{word}"
+
+    # What the conversation that goes on holds already is not said twice.
+    again = await client.responses.create(model=MODEL, input=[*said, recall], conversation=talk.id)
+    assert "I see 2 user messages" in again.output_text
+    body = (await sent(stack, word))[-1]
+    kinds = ["message", "function_call", "function_call_output", "message"]
+    assert [item.get("type", "message") for item in body["input"]] == [*kinds, "message"]
+    listed = [item.type async for item in client.conversations.items.list(talk.id, order="asc")]
+    assert listed == [*kinds, "message", *(item.type for item in again.output)]
+
+
+@pytest.mark.covers("CHAIN-5", "CHAIN-1", "AUTH-2", "STATE-4")
+async def test_an_item_of_somebody_elses_or_a_deleted_conversation_is_unknown(
+    pair: tuple[Gateway, Gateway],
+) -> None:
+    one, two = pair
+    async with one.http() as client:
+        made = await client.post(
+            "/v1/conversations",
+            json={"items": [{"role": "user", "content": "one"}, {"role": "user", "content": "2"}]},
+            headers={"gateway-end-user": "ada"},
+        )
+        path = f"/v1/conversations/{made.json()['id']}"
+        ada = {"gateway-end-user": "ada"}
+        items = (await client.get(f"{path}/items", headers=ada)).json()["data"]
+
+        async def status(item: Any, gateway: Gateway = two, **more: Any) -> int:
+            named = {"type": "item_reference", "id": item["id"]}
+            answer = await create(gateway, [named], tools=(), **more)
+            if answer.status_code != 200:
+                assert answer.json()["error"]["code"] == "item_not_found"
+            return answer.status_code
+
+        assert await status(items[0], headers=ada) == 200
+        assert await status(items[0]) == 404
+        assert await status(items[0], headers={"gateway-end-user": "bob"}) == 404
+        assert await status(items[0], key="other", store=False) == 404
+        await client.delete(f"{path}/items/{items[0]['id']}", headers=ada)
+        assert await status(items[0], headers=ada) == 404
+        assert await status(items[1], headers=ada) == 200
+        await client.delete(path, headers=ada)
+        assert await status(items[1], headers=ada) == 404
+
+
+@pytest.mark.covers("CHAIN-5", "STATE-4")
+async def test_what_finds_an_items_conversation_lives_as_long_as_that(
+    stack: Stack, pair: tuple[Gateway, Gateway]
+) -> None:
+    client = pair[0].client()
+    talk = await client.conversations.create(items=[{"role": "user", "content": "plums"}])
+    (item,) = (await client.conversations.items.list(talk.id)).data
+    store = redis.Redis.from_url(stack.redis_url)
+    (entry,) = store.scan_iter(f"*convitem:{item.id}")
+    (held,) = store.scan_iter(f"*conv:{talk.id}")
+    whole = store.pttl(held)
+    for name in (entry, held):
+        store.pexpire(name, whole // 2)
+    await client.conversations.items.list(talk.id)
+    assert store.pttl(entry) > whole * 0.9
+    await client.conversations.delete(talk.id)
+    assert not store.exists(entry)
+    store.close()
+
+
 @pytest.mark.covers("CHAIN-5")
 async def test_one_turn_at_a_time(stack: Stack, pair: tuple[Gateway, Gateway]) -> None:
     one, two = pair

@@ -211,6 +211,63 @@ async def test_references_in_place_of_a_chain_work(
     assert len(await executed(stack, word)) == 1
 
 
+@pytest.mark.covers("APPR-1", "STATE-3")
+@pytest.mark.parametrize("approve", [True, False], ids=["approved", "denied"])
+async def test_a_client_that_keeps_its_answers_alone_is_completed(
+    native: Gateway, stack: Stack, approve: bool
+) -> None:
+    """The AI SDK replays messages, reasoning and answers; requests and calls it leaves out."""
+    word = marker()
+    history: list[dict[str, Any]] = [{"role": "user", "content": f"/think\n{issue(word)}"}]
+    first = await asked(native, word, input=history, store=False)
+    request = requests_of(first)[0]
+    history.append(reply(request, approve))
+    second = (await create(native, history, store=False)).json()
+    assert ("mcp_call" in output_types(second)) == approve
+    later = second
+    for text in ("/echo one", "/recall"):
+        history += [item for item in later["output"] if item["type"] == "message"]
+        history.append({"role": "user", "content": text})
+        later = (await create(native, history, store=False)).json()
+    assert "I see 2 user messages" in text_of(later)
+    assert len(await executed(stack, word)) == int(approve)
+    bodies = await sent(stack, word)
+    begun = ["message", "reasoning", "mcp_approval_request", "mcp_approval_response"]
+    said = ["reasoning", *(["mcp_call"] if approve else []), "message"]
+    assert [[item.get("type", "message") for item in body["input"]] for body in bodies] == [
+        begun[:1],
+        begun,
+        [*begun, *said, "message"],
+        [*begun, *said, *["message"] * 3],
+    ]
+    restored = bodies[-1]["input"]
+    assert restored[1]["encrypted_content"]
+    assert restored[2] == request
+    assert restored[3]["approve"] is approve
+    if approve:
+        (call,) = [item for item in second["output"] if item["type"] == "mcp_call"]
+        assert restored[5] == call
+
+
+@pytest.mark.covers("APPR-1", "CHAIN-1")
+async def test_nothing_is_put_beside_an_answer_of_another_end_user(
+    native: Gateway, stack: Stack
+) -> None:
+    word = marker()
+    headers = {"gateway-end-user": "ada"}
+    first = await asked(native, word, store=False, headers=headers)
+    history = [{"role": "user", "content": "please"}, reply(requests_of(first)[0])]
+    for end_user in ({}, {"gateway-end-user": "bob"}):
+        status, error = await refused(native, history, store=False, headers=end_user)
+        assert (status, error["code"]) == (404, "approval_request_not_found")
+    done = await create(native, history, store=False, headers=headers)
+    assert done.status_code == 200
+    history += [*done.json()["output"][-1:], {"role": "user", "content": "/recall"}]
+    status, error = await refused(native, history, store=False)
+    assert (status, error["code"]) == (404, "approval_request_not_found")
+    assert len(await executed(stack, word)) == 1
+
+
 @pytest.mark.covers("APPR-5")
 async def test_an_answer_is_carried_out_once_whoever_sends_it_again(
     native: Gateway, stack: Stack

@@ -1,8 +1,9 @@
 -- Conversations that the gateway keeps (CHAIN-5). KEYS: the conversation's hash.
--- ARGV: operation, ttl in ms, then its own. A repeat does no harm.
+-- ARGV: operation, prefix, conversation id, ttl in ms, then its own. A repeat does no harm.
 -- Hash: h sealed head · f sealed facts · k who works on it · u until when (ms) · n items ever added.
--- Beside it: `:items`, item id to sealed item; `:order`, item ids in their order.
-local key, ttl = KEYS[1], ARGV[2]
+-- Beside it: `:items`, item id to sealed item; `:order`, item ids in their order; and for each item
+-- `convitem:<item id>`, the conversation that had it first.
+local key, prefix, id, ttl = KEYS[1], ARGV[2], ARGV[3], ARGV[4]
 local items, order = key .. ':items', key .. ':order'
 
 local function millis()
@@ -10,8 +11,21 @@ local function millis()
   return clock[1] * 1000 + math.floor(clock[2] / 1000)
 end
 
+local function entry(item) return prefix .. 'convitem:' .. item end
+
 local function live_on()
+  -- The items' index entries are renewed only now and then: they are many.
+  local left = redis.call('PTTL', key)
+  if left >= 0 and left < ttl * 0.9 then
+    for _, item in ipairs(redis.call('ZRANGE', order, 0, -1)) do
+      redis.call('PEXPIRE', entry(item), ttl)
+    end
+  end
   for _, name in ipairs({key, items, order}) do redis.call('PEXPIRE', name, ttl) end
+end
+
+local function forget(item)
+  if redis.call('GET', entry(item)) == id then redis.call('DEL', entry(item)) end
 end
 
 -- Whether somebody else works on it.
@@ -26,6 +40,7 @@ local function add(from)
   for n = from, #ARGV, 2 do
     if redis.call('HSETNX', items, ARGV[n], ARGV[n + 1]) == 1 then
       redis.call('ZADD', order, redis.call('HINCRBY', key, 'n', 1), ARGV[n])
+      redis.call('SET', entry(ARGV[n]), id, 'NX', 'PX', ttl)
     end
   end
 end
@@ -34,8 +49,8 @@ local op = {}
 
 -- head, then id and sealed item of each
 function op.create()
-  redis.call('HSET', key, 'h', ARGV[3])
-  add(4)
+  redis.call('HSET', key, 'h', ARGV[5])
+  add(6)
   live_on()
   return 1
 end
@@ -61,7 +76,7 @@ end
 -- sealed head
 function op.change()
   if not there() then return 0 end
-  redis.call('HSET', key, 'h', ARGV[3])
+  redis.call('HSET', key, 'h', ARGV[5])
   live_on()
   return 1
 end
@@ -69,24 +84,24 @@ end
 -- token, ms, the token before it or ''
 function op.lock()
   if not there() then return 0 end
-  if taken(ARGV[3]) and (ARGV[5] == '' or taken(ARGV[5])) then return -1 end
-  redis.call('HSET', key, 'k', ARGV[3], 'u', string.format('%.0f', millis() + ARGV[4]))
+  if taken(ARGV[5]) and (ARGV[7] == '' or taken(ARGV[7])) then return -1 end
+  redis.call('HSET', key, 'k', ARGV[5], 'u', string.format('%.0f', millis() + ARGV[6]))
   live_on()
   return 1
 end
 
 -- token
 function op.unlock()
-  if redis.call('HGET', key, 'k') == ARGV[3] then redis.call('HDEL', key, 'k', 'u') end
+  if redis.call('HGET', key, 'k') == ARGV[5] then redis.call('HDEL', key, 'k', 'u') end
   return 1
 end
 
 -- token or '', sealed facts or '', then id and sealed item of each. Whoever works on it is done.
 function op.append()
   if not there() then return 0 end
-  if taken(ARGV[3]) then return -1 end
-  if ARGV[4] ~= '' then redis.call('HSET', key, 'f', ARGV[4]) end
-  add(5)
+  if taken(ARGV[5]) then return -1 end
+  if ARGV[6] ~= '' then redis.call('HSET', key, 'f', ARGV[6]) end
+  add(7)
   redis.call('HDEL', key, 'k', 'u')
   live_on()
   return 1
@@ -94,11 +109,15 @@ end
 
 -- token or '', item id
 function op.remove()
-  if taken(ARGV[3]) then return -1 end
-  redis.call('ZREM', order, ARGV[4])
-  return redis.call('HDEL', items, ARGV[4])
+  if taken(ARGV[5]) then return -1 end
+  redis.call('ZREM', order, ARGV[6])
+  forget(ARGV[6])
+  return redis.call('HDEL', items, ARGV[6])
 end
 
-function op.delete() return redis.call('DEL', key, items, order) end
+function op.delete()
+  for _, item in ipairs(redis.call('ZRANGE', order, 0, -1)) do forget(item) end
+  return redis.call('DEL', key, items, order)
+end
 
 return op[ARGV[1]]()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from typing_extensions import override
 
 from gateway.adapters.redis import keys
-from gateway.adapters.redis.client import Client, Script, store_errors
+from gateway.adapters.redis.client import Client, Script, execute, store_errors
 from gateway.domain.conversations import Conversation, Entry, Progress
 from gateway.domain.errors import Conflict
 from gateway.domain.ports import Cipher, ConversationStore
@@ -23,6 +23,7 @@ class RedisConversationStore(ConversationStore):
     """Conversations in Redis, sealed by the cipher."""
 
     def __init__(self, client: Client, cipher: Cipher) -> None:
+        self._client = client
         self._cipher = cipher
         self._script = Script(client, "conversations.lua")
 
@@ -123,11 +124,25 @@ class RedisConversationStore(ConversationStore):
     async def delete(self, tenant: str, conversation_id: str) -> None:
         await self._call("delete", tenant, conversation_id, 0)
 
+    @override
+    @store_errors
+    async def of_items(self, tenant: str, item_ids: Sequence[str]) -> Mapping[str, str]:
+        if not item_ids:
+            return {}
+        names = [keys.conversation_item(tenant, item) for item in item_ids]
+        found = await execute(self._client, "MGET", *names)
+        return {
+            item: conversation.decode("utf-8", "surrogatepass")
+            for item, conversation in zip(item_ids, found, strict=True)
+            if conversation is not None
+        }
+
     async def _call(
         self, operation: str, tenant: str, conversation_id: str, ttl: int, *args: bytes | str | int
     ) -> Any:
         key = keys.conversation(tenant, conversation_id)
-        return await self._script(key, operation, ttl * 1000, *args)
+        named = keys.prefix(tenant), _raw(conversation_id)
+        return await self._script(key, operation, *named, ttl * 1000, *args)
 
     def _seal_head(self, conversation: Conversation) -> bytes:
         return self._cipher.encrypt(

@@ -3,6 +3,8 @@
     gw:{tenant}:turn:<response id>        HASH    a turn
     gw:{tenant}:turns                     STREAM  the newest turns' ids, at most some thousands
     gw:{tenant}:item:<item id>            STRING  the turn that holds the item
+    gw:{tenant}:conv:<conversation id>    HASH    a conversation; `:items`, `:order` beside it
+    gw:{tenant}:convitem:<item id>        STRING  the conversation that had the item first
     gw:{tenant}:log:<response id>         STREAM  the turn's event log
     gw:{tenant}:gone:<response id>        STRING  the mark of a turn that was deleted
     gw:{tenant}:apr:<approval id>         HASH    an approval
@@ -92,6 +94,11 @@ def log(tenant: str, turn_id: str) -> bytes:
 def conversation(tenant: str, conversation_id: str) -> bytes:
     """Name the hash of a conversation; `:items` and `:order` are beside it."""
     return prefix(tenant) + _bytes("conv:" + conversation_id)
+
+
+def conversation_item(tenant: str, item_id: str) -> bytes:
+    """Name the entry of an item of a conversation."""
+    return prefix(tenant) + _bytes("convitem:" + item_id)
 
 
 def gone(tenant: str, turn_id: str) -> bytes:

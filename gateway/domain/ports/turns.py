@@ -162,6 +162,10 @@ class ConversationStore(Protocol):
         """Read the items in order, in one round trip; `None` without such a conversation."""
         ...
 
+    async def of_items(self, tenant: str, item_ids: Sequence[str]) -> Mapping[str, str]:
+        """Find the conversations that had the items first; unknown ones are left out."""
+        ...
+
     async def change(self, conversation: Conversation, *, ttl: int) -> bool:
         """Write a conversation anew; false when it is no more."""
         ...
