@@ -1,60 +1,28 @@
-"""MCP tools: attached inwards from the registry, redacted outwards (MCP-1 to MCP-4).
+"""The tools of a turn: MCP servers joined to it inwards, and redacted outwards (MCP-2 to MCP-4).
 
-A caller names a server by label. It may narrow the tools and tighten the approval, never widen.
+`attaching.py` makes them of what a caller sent.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import lru_cache
-from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
 from gateway.domain.calls import PinStatus
-from gateway.domain.documents import NULL, Document, Raw, encode, field, parse_array, raw
-from gateway.domain.errors import BadRequest, Forbidden
+from gateway.domain.documents import NULL, Document, Raw, encode, parse_array, raw
 from gateway.domain.identity import Tenant
 from gateway.domain.pins import NO_PINS, PinSet
 from gateway.domain.registry import McpServer
-from gateway.domain.requests import Item
 from gateway.domain.rules import Effect, RuleSet, Ruling
 from gateway.domain.terms import ApprovalTerms
 
-_LOCATIONS = ("server_url", "connector_id", "tunnel_id")
-_SECRETS = ("headers", "authorization")
-_OWNED = {*_LOCATIONS, *_SECRETS, "type", "server_label", "server_description"}
-_OWNED |= {"allowed_tools", "require_approval", "allowed_callers"}
-
-# Item types whose content never defines tools; all others are searched for smuggled ones.
-_NO_TOOLS = frozenset(
-    {
-        "message",
-        "reasoning",
-        "function_call",
-        "function_call_output",
-        "custom_tool_call",
-        "custom_tool_call_output",
-        "mcp_call",
-        "mcp_list_tools",
-        "mcp_approval_request",
-        "mcp_approval_response",
-        "item_reference",
-        "compaction",
-        "image_generation_call",
-        "web_search_call",
-        "file_search_call",
-        "code_interpreter_call",
-        "computer_call",
-        "computer_call_output",
-    }
-)
+# Fields of an MCP tool that say where its server is, and what it is sent.
+LOCATIONS = ("server_url", "connector_id", "tunnel_id")
+SECRETS = ("headers", "authorization")
 
 BY_CALLER = Ruling(
     Effect.ASK,
@@ -144,12 +112,12 @@ class Attachment:
             names &= frozenset(registered)
         names = self._unquarantined(names)
         tool = dict(self.tool)
-        kept = None if names is None else sorted(_undenied(self.label, names, rules))
+        kept = None if names is None else sorted(undenied(self.label, names, rules))
         if kept is not None:
             tool["allowed_tools"] = raw(kept)
-        candidates = kept if kept is not None else _exact_names(self.label, rules)
+        candidates = kept if kept is not None else exact_names(self.label, rules)
         free = [name for name in candidates if self.pin_status(name) != "quarantined"]
-        tool["require_approval"] = _require_approval(free, self.tightened, self.label, rules)
+        tool["require_approval"] = require_approval(free, self.tightened, self.label, rules)
         return replace(self, tool=tool)
 
     def _unquarantined(self, names: frozenset[str] | None) -> frozenset[str] | None:
@@ -176,7 +144,7 @@ class Attachment:
         """A hash that changes when the label comes to mean another server (APPR-7)."""
         if self.server is not None:
             return identity_of(self.server)
-        return _digest([bytes(self.tool.get(key, NULL)).decode() for key in _LOCATIONS])
+        return _digest([bytes(self.tool.get(key, NULL)).decode() for key in LOCATIONS])
 
 
 def identity_of(server: McpServer) -> str:
@@ -230,321 +198,17 @@ class Tools:
         return Tools(tuple(kept))
 
 
-def attach(
-    tools: Sequence[Raw],
-    *,
-    tenant: Tenant,
-    servers: Mapping[str, McpServer],
-    rules: RuleSet,
-    headers: Mapping[str, str],
-) -> Tools:
-    """Turn a caller's tools into those of the turn.
-
-    Args:
-        headers: The caller's request headers, names in lower case, for `forward_headers`.
-
-    Raises:
-        BadRequest: A tool is malformed, its label unknown, or a forwarded header missing.
-        Forbidden: The caller brings what only the operator may set, or wants more than the rules
-            allow.
-    """
-    parts: list[Raw | Attachment] = []
-    labels: set[str] = set()
-    for index, value in enumerate(tools):
-        part = _part(value, f"tools[{index}]", tenant, servers, rules, headers)
-        if isinstance(part, Attachment):
-            if part.label in labels:
-                raise BadRequest(
-                    f"The server '{part.label}' is named twice.",
-                    code="duplicate_server_label",
-                    param=f"tools[{index}].server_label",
-                )
-            labels.add(part.label)
-        parts.append(part)
-    for server in servers.values():
-        wanted = server.attach == "always" and server.label not in labels
-        if wanted and may_use(tenant, server.label):
-            extra = _registered(server, {}, f"mcp_servers.{server.label}", rules, headers)
-            if _offers(extra):
-                parts.append(extra)
-    return Tools(tuple(parts))
-
-
-def _part(
-    value: Raw,
-    param: str,
-    tenant: Tenant,
-    servers: Mapping[str, McpServer],
-    rules: RuleSet,
-    headers: Mapping[str, str],
-) -> Raw | Attachment:
-    document = _object(value, param)
-    if field(document, "type", str, param=f"{param}.type") != "mcp":
-        _refuse_smuggled(value, param)
-        _refuse_untyped(document, param)
-        return value
-    label = field(document, "server_label", str, param=f"{param}.server_label")
-    if not label:
-        raise BadRequest(
-            "An mcp tool needs a 'server_label'.",
-            code="missing_required_parameter",
-            param=f"{param}.server_label",
-        )
-    server = servers.get(label) if may_use(tenant, label) else None
-    if server is None:
-        return _own(label, document, param, tenant, servers)
-    _refuse_brought(document, param)
-    attachment = _registered(server, document, param, rules, headers)
-    if not _offers(attachment):
-        raise Forbidden(
-            f"The rules deny every tool of the server '{label}' that was asked for.",
-            code="mcp_tools_denied",
-            param=f"{param}.allowed_tools",
-        )
-    return attachment
-
-
-def _object(value: Raw, param: str) -> Document:
-    try:
-        return msgspec.json.decode(value, type=Document)
-    except msgspec.ValidationError as exc:
-        raise BadRequest(
-            f"Invalid type for '{param}': expected an object.", code="invalid_type", param=param
-        ) from exc
-
-
-def _refuse_untyped(document: Document, param: str) -> None:
-    """Refuse a location on a tool that does not call itself MCP: some upstream may guess."""
-    for key in _LOCATIONS:
-        if _given(document, key):
-            raise Forbidden(
-                f"'{key}' may not be set: only registered MCP servers may be used.",
-                code=f"{key}_not_allowed",
-                param=f"{param}.{key}",
-            )
-
-
 def may_use(tenant: Tenant, label: str) -> bool:
     """Tell whether a tenant may use a registered server."""
     return tenant.mcp_servers is None or label in tenant.mcp_servers
 
 
-def _given(document: Document, key: str) -> bool:
-    return bytes(document.get(key, NULL)) not in (b"null", b"{}", b'""')
-
-
-def _refuse_brought(document: Document, param: str) -> None:
-    for key in _LOCATIONS:
-        if _given(document, key):
-            raise Forbidden(
-                f"'{key}' may not be set: the gateway knows where its servers are. "
-                "Name the server by 'server_label' alone.",
-                code=f"{key}_not_allowed",
-                param=f"{param}.{key}",
-            )
-    for key in _SECRETS:
-        if _given(document, key):
-            raise Forbidden(
-                f"'{key}' may not be set: the gateway adds the credentials of its servers.",
-                code="mcp_headers_not_allowed",
-                param=f"{param}.{key}",
-            )
-    callers = field(document, "allowed_callers", list[str], param=f"{param}.allowed_callers")
-    if callers is not None and callers != ["direct"]:
-        raise Forbidden(
-            "'allowed_callers' may only be [\"direct\"]: calls from programs are not known to "
-            "raise approval requests.",
-            code="allowed_callers_not_allowed",
-            param=f"{param}.allowed_callers",
-        )
-
-
-def _own(
-    label: str, document: Document, param: str, tenant: Tenant, servers: Mapping[str, McpServer]
-) -> Attachment:
-    """Let a caller's own server through where the tenant's host patterns allow it."""
-    url = field(document, "server_url", str, param=f"{param}.server_url")
-    brought = [key for key in _LOCATIONS if _given(document, key)]
-    if not brought:
-        raise BadRequest(
-            f"Unknown MCP server '{label}'.",
-            code="unknown_mcp_server",
-            param=f"{param}.server_label",
-        )
-    if brought != ["server_url"] or not _host_allowed(url or "", tenant.server_url_patterns):
-        raise Forbidden(
-            f"'{brought[0]}' is not allowed: only registered MCP servers may be used.",
-            code=f"{brought[0]}_not_allowed",
-            param=f"{param}.{brought[0]}",
-        )
-    if label in servers:
-        raise Forbidden(
-            f"The label '{label}' belongs to a registered server.",
-            code="server_label_reserved",
-            param=f"{param}.server_label",
-        )
-    tool = {**document, "require_approval": raw("always"), "allowed_callers": raw(["direct"])}
-    return Attachment(label=label, server=None, tool=tool, forwarded={})
-
-
-_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
-
-
-def _host_allowed(url: str, patterns: Sequence[str]) -> bool:
-    if not url.isascii() or not url.isprintable() or "\\" in url or " " in url:
-        return False
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return False
-    plain = parts.scheme == "https" and "@" not in parts.netloc and port in (None, 443)
-    return (
-        plain
-        and _HOST.fullmatch(host) is not None
-        and any(fnmatchcase(host, pattern.lower()) for pattern in patterns)
-    )
-
-
-def _registered(
-    server: McpServer,
-    document: Document,
-    param: str,
-    rules: RuleSet,
-    headers: Mapping[str, str],
-) -> Attachment:
-    names = _allowed_tools(server, document, param, rules)
-    tightened = _tightened(server, document, names, param, rules)
-    candidates = names if names is not None else _exact_names(server.label, rules)
-    tool: Document = {
-        "type": raw("mcp"),
-        "server_label": raw(server.label),
-        **{key: value for key, value in document.items() if key not in _OWNED},
-        "allowed_callers": raw(["direct"]),
-        "require_approval": _require_approval(candidates, tightened, server.label, rules),
-    }
-    if "allowed_callers" not in document:
-        del tool["allowed_callers"]  # "direct" is the default; older upstreams do not know it
-    if server.description is not None:
-        tool["server_description"] = raw(server.description)
-    if names is not None:
-        tool["allowed_tools"] = raw(names)
-    return Attachment(
-        label=server.label,
-        server=server,
-        tool=tool,
-        forwarded=_forwarded(server, headers),
-        tightened=tightened,
-    )
-
-
-def _offers(attachment: Attachment) -> bool:
-    return bytes(attachment.tool.get("allowed_tools", NULL)) != b"[]"
-
-
-def _forwarded(server: McpServer, headers: Mapping[str, str]) -> dict[str, str]:
-    values: dict[str, str] = {}
-    for source, target in server.forward_headers.items():
-        value = headers.get(source.lower())
-        if not value:
-            raise BadRequest(
-                f"The server '{server.label}' needs the request header '{source}'.",
-                code="missing_forward_header",
-                param=source,
-            )
-        values[target] = value
-    return values
-
-
-class _ToolFilter(msgspec.Struct, forbid_unknown_fields=True):
-    tool_names: list[str] = []
-
-
-class _ApprovalFilter(msgspec.Struct, forbid_unknown_fields=True):
-    always: _ToolFilter | None = None
-    never: _ToolFilter | None = None
-
-
-def _allowed_tools(
-    server: McpServer, document: Document, param: str, rules: RuleSet
-) -> list[str] | None:
-    """Narrow the registered tools by the caller's, and leave out what rules always deny."""
-    wanted: Any = field(
-        document,
-        "allowed_tools",
-        list[str] | _ToolFilter,  # type: ignore[arg-type]  # msgspec takes unions
-        param=f"{param}.allowed_tools",
-    )
-    names = wanted.tool_names if isinstance(wanted, _ToolFilter) else wanted
-    if names is None:
-        registered = server.allowed_tools
-        if registered is None:
-            return None
-        names = list(registered)
-    elif server.allowed_tools is not None:
-        outside = [name for name in names if name not in server.allowed_tools]
-        if outside:
-            raise Forbidden(
-                f"The tool '{outside[0]}' of the server '{server.label}' is not offered.",
-                code="tool_not_allowed",
-                param=f"{param}.allowed_tools",
-            )
-    return _undenied(server.label, dict.fromkeys(names), rules)
-
-
-def _undenied(label: str, names: Iterable[str], rules: RuleSet) -> list[str]:
+def undenied(label: str, names: Iterable[str], rules: RuleSet) -> list[str]:
+    """Leave out the tools that the rules deny whatever their arguments."""
     return [name for name in names if rules.decide(label, name).effect is not Effect.DENY]
 
 
-def _tightened(
-    server: McpServer,
-    document: Document,
-    names: Sequence[str] | None,
-    param: str,
-    rules: RuleSet,
-) -> frozenset[str] | None:
-    """Read the caller's `require_approval`; it may tighten what the rules say, not widen it."""
-    name = f"{param}.require_approval"
-    wanted: Any = field(
-        document,
-        "require_approval",
-        str | _ApprovalFilter,  # type: ignore[arg-type]  # msgspec takes unions
-        param=name,
-    )
-    match wanted:
-        case None:
-            return frozenset()
-        case "always":
-            return None
-        case "never":
-            never = names
-        case _ApprovalFilter(never=None, always=filter_):
-            return frozenset(filter_.tool_names if filter_ else ())
-        case _ApprovalFilter(never=filter_, always=more):
-            always = frozenset(more.tool_names if more else ())
-            # "always" beats "never", as it does upstream.
-            never = [name for name in (filter_.tool_names if filter_ else ()) if name not in always]
-        case _:
-            raise BadRequest(
-                '\'require_approval\' must be "always", "never" or an object with tool names.',
-                code="invalid_value",
-                param=name,
-            )
-    if never is None or any(
-        rules.decide(server.label, tool).effect is not Effect.ALLOW for tool in never
-    ):
-        raise Forbidden(
-            "'require_approval' may tighten the rules of the gateway, not widen them: "
-            f"a tool of '{server.label}' needs a decision.",
-            code="require_approval_not_allowed",
-            param=name,
-        )
-    if wanted == "never":
-        return frozenset()
-    return frozenset(names).difference(never) if names is not None else None
-
-
-def _require_approval(
+def require_approval(
     candidates: Sequence[str], tightened: frozenset[str] | None, label: str, rules: RuleSet
 ) -> Raw:
     """Compile the rules into the request (MCP-4): only names that are always allowed skip it.
@@ -562,79 +226,10 @@ def _require_approval(
     return raw({"never": {"tool_names": free}}) if free else raw("always")
 
 
-def _exact_names(label: str, rules: RuleSet) -> list[str]:
+def exact_names(label: str, rules: RuleSet) -> list[str]:
+    """List the tools of a server that rules name without a pattern."""
     tools = (rule.match.tool for rule in rules.rules if fnmatchcase(label, rule.match.server))
     return [tool for tool in dict.fromkeys(tools) if not set(tool) & set("*?[")]
-
-
-def refuse_smuggled_items(items: Sequence[Item]) -> None:
-    """Refuse input items that define MCP tools beside `tools`.
-
-    Raises:
-        Forbidden: An item holds one, at any depth.
-    """
-    for index, item in enumerate(items):
-        if item.type not in _NO_TOOLS:
-            _refuse_smuggled(item.raw, f"input[{index}]")
-
-
-class _Acknowledging(msgspec.Struct):
-    acknowledged_safety_checks: Any = None
-
-
-def refuse_acknowledgements(items: Sequence[Item], *, name: str = "input") -> None:
-    """Refuse to pass on that a safety check was seen: nobody can approve one yet (APPR-12).
-
-    Raises:
-        Forbidden: An item acknowledges one, whatever its type says.
-    """
-    for index, item in enumerate(items):
-        data = bytes(item.raw)
-        # An escape could spell the name in another way.
-        if b"acknowledged_safety_checks" not in data and b"\\u" not in data:
-            continue
-        if msgspec.json.decode(data, type=_Acknowledging).acknowledged_safety_checks:
-            raise Forbidden(
-                "Safety checks of computer use cannot be acknowledged: nobody has approved them.",
-                code="safety_check_not_approved",
-                param=f"{name}[{index}].acknowledged_safety_checks",
-            )
-
-
-_TEXTS = frozenset({"input", "tools", "instructions", "metadata", "text", "prompt"})
-
-
-def refuse_smuggled_fields(document: Document) -> None:
-    """Refuse MCP tools in fields that are passed on unread; upstreams invent new ones (API-3).
-
-    `tool_choice` may name a server by its label, and no more.
-
-    Raises:
-        Forbidden: A field defines one, at any depth.
-    """
-    for key, value in document.items():
-        if key == "tool_choice":
-            _refuse_smuggled(value, key, keys=_LOCATIONS)
-        elif key not in _TEXTS:
-            _refuse_smuggled(value, key)
-
-
-def _refuse_smuggled(value: Raw, param: str, *, keys: Sequence[str] = ()) -> None:
-    data = bytes(value)
-    # An escape could spell "mcp" in another way, so its presence needs the full look as well.
-    suspicious = b'"mcp"' in data or b"\\u" in data
-    if suspicious and _holds_mcp(msgspec.json.decode(data), keys):
-        raise Forbidden(
-            "MCP tools may only be named in 'tools'.", code="mcp_tool_not_allowed", param=param
-        )
-
-
-def _holds_mcp(value: Any, keys: Sequence[str]) -> bool:
-    """Look for an MCP tool at any depth; with `keys`, for one that has any of them."""
-    if isinstance(value, dict):
-        found = value.get("type") == "mcp" and (not keys or any(key in value for key in keys))
-        return found or any(_holds_mcp(part, keys) for part in value.values())
-    return isinstance(value, list) and any(_holds_mcp(part, keys) for part in value)
 
 
 def join(tools: Tools, secrets: Mapping[str, Mapping[str, str]]) -> Raw:
@@ -672,54 +267,6 @@ def _public(tool: Raw) -> Raw | Document:
     if bytes(document.get("type", NULL)) != b'"mcp"':
         return tool
     return {
-        key: (NULL if key in _LOCATIONS or key in _SECRETS else value)
+        key: (NULL if key in LOCATIONS or key in SECRETS else value)
         for key, value in document.items()
     }
-
-
-class Scrubber:
-    """Removes known secret values from bytes that go to a caller (MCP-3).
-
-    A belt beside the braces of redaction: an MCP server may repeat the credential that it was
-    sent in a tool's output or an error text.
-    """
-
-    def __init__(self, secrets: Sequence[str]) -> None:
-        needles: set[bytes] = set()
-        for secret in secrets:
-            for form in (secret, secret.rpartition(" ")[2]):
-                if len(form) >= 8:  # shorter ones are words, and replacing them breaks text
-                    needles.update(_spellings(form))
-        self._needles = sorted(needles, key=len, reverse=True)
-
-    def __bool__(self) -> bool:
-        return bool(self._needles)
-
-    def scrub_raw(self, value: Raw) -> Raw:
-        """Scrub a part of a document; one that holds no secret is returned itself."""
-        data = bytes(value)
-        scrubbed = self.scrub(data)
-        return value if scrubbed is data else Raw(scrubbed)
-
-    def scrub(self, data: bytes) -> bytes:
-        """Replace every known secret value by `[redacted]`."""
-        for needle in self._needles:
-            if needle in data:
-                data = data.replace(needle, b"[redacted]")
-        return data
-
-
-@lru_cache(maxsize=1024)
-def scrubber_of(secrets: tuple[str, ...]) -> Scrubber:
-    """Return the scrubber that knows the secrets; the same ones come with every turn."""
-    return Scrubber(secrets)
-
-
-@lru_cache(maxsize=1024)
-def _spellings(secret: str) -> frozenset[bytes]:
-    """Write a text as encoders do: plain, ASCII only, with `/` escaped, and inside JSON text."""
-    plain = encode(secret)[1:-1]
-    ascii_only = json.dumps(secret)[1:-1].encode()
-    nested = encode(plain.decode())[1:-1]
-    found = frozenset({plain, ascii_only, nested, secret.encode("utf-8", "replace")})
-    return found | {form.replace(b"/", b"\\/") for form in found}

@@ -18,7 +18,7 @@ from gateway.domain.history import Kept
 from gateway.domain.lists import page_of
 from gateway.domain.ports import ConversationStore, Turn, TurnHead, TurnStore, UpstreamClient
 from gateway.domain.requests import ENCRYPTED_REASONING, Bounds, parse_input
-from gateway.domain.tools import refuse_acknowledgements, refuse_smuggled_items
+from gateway.domain.smuggling import refuse_acknowledgements, refuse_smuggled_items
 from gateway.domain.turns import text_field
 from gateway.services.callers import Caller, owned
 from gateway.services.preparation import Catalog

@@ -17,7 +17,7 @@ from gateway.domain import events
 from gateway.domain.documents import NULL, Document, Raw, parse_document, raw
 from gateway.domain.events import Frame, MalformedFrame
 from gateway.domain.history import stored_output
-from gateway.domain.tools import Scrubber
+from gateway.domain.scrubbing import Scrubber
 from gateway.domain.turns import TurnState, View, output_of, text_field
 
 

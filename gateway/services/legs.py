@@ -15,7 +15,8 @@ from gateway.domain.history import without_reasoning
 from gateway.domain.ports import ByteStream, Meter, SecretSource, UpstreamAnswer, UpstreamClient
 from gateway.domain.registry import ApiKeyAuth, Upstream, upstream_named
 from gateway.domain.requests import ENCRYPTED_REASONING
-from gateway.domain.tools import Scrubber, Tools, join, scrubber_of
+from gateway.domain.scrubbing import Scrubber, scrubber_of
+from gateway.domain.tools import Tools, join
 from gateway.domain.turns import TurnState
 
 T = TypeVar("T")

@@ -59,7 +59,7 @@ from gateway.domain.ports import (
     UpstreamAnswer,
 )
 from gateway.domain.requests import conversation_of
-from gateway.domain.tools import Scrubber
+from gateway.domain.scrubbing import Scrubber
 from gateway.domain.turns import FIRST_RUN, TurnState, text_field
 from gateway.services.answers import LEASE, responses
 from gateway.services.endings import UNKEPT_TTL, count

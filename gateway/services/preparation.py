@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from gateway.domain.attaching import attach
 from gateway.domain.calls import NEW_CHAIN, ChainFacts
 from gateway.domain.conversations import LOCK
 from gateway.domain.documents import Document, Raw, raw
@@ -32,14 +33,12 @@ from gateway.domain.requests import (
     item_role,
     without,
 )
-from gateway.domain.tools import (
-    Attachment,
-    Tools,
-    attach,
+from gateway.domain.smuggling import (
     refuse_acknowledgements,
     refuse_smuggled_fields,
     refuse_smuggled_items,
 )
+from gateway.domain.tools import Attachment, Tools
 from gateway.domain.turns import FIRST_RUN, HeldServer, HeldTool, TurnState
 from gateway.services.answers import (
     HISTORY,

@@ -13,8 +13,8 @@ from typing_extensions import override
 from gateway.domain.errors import SecretUnavailable, UpstreamRefused
 from gateway.domain.ports import ByteStream, SecretSource, UpstreamAnswer, UpstreamClient
 from gateway.domain.registry import ApiKeyAuth, McpServer, Upstream
+from gateway.domain.scrubbing import Scrubber
 from gateway.domain.secrets import SecretRef
-from gateway.domain.tools import Scrubber
 
 
 class RedactingUpstreams(UpstreamClient):

@@ -27,7 +27,8 @@ from gateway.domain.ports import (
     UpstreamClient,
 )
 from gateway.domain.requests import Bounds, parse_create
-from gateway.domain.tools import Scrubber, public_tools
+from gateway.domain.scrubbing import Scrubber
+from gateway.domain.tools import public_tools
 from gateway.domain.turns import TurnState, View, output_of, read_state, text_field
 from gateway.services.callers import Caller, owned, response_not_found
 from gateway.services.continuations import Continuations

@@ -27,7 +27,8 @@ from gateway.domain.identity import Tenant
 from gateway.domain.loops import after_answers, check_requests
 from gateway.domain.ports import ApprovalStore, Meter
 from gateway.domain.rules import Effect
-from gateway.domain.tools import Attachment, Scrubber, Tools
+from gateway.domain.scrubbing import Scrubber
+from gateway.domain.tools import Attachment, Tools
 from gateway.domain.trace import summarize
 from gateway.domain.turns import (
     ApprovalRequest,

@@ -10,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.domain.approvals import Approval, ApprovalStatus, answer, fingerprint, may_decide
+from gateway.domain.attaching import attach
 from gateway.domain.documents import raw
 from gateway.domain.errors import GatewayError
 from gateway.domain.identity import Principal, Role, Tenant
 from gateway.domain.registry import McpServer
 from gateway.domain.rules import Effect, Match, Rule, RuleSet
+from gateway.domain.scrubbing import Scrubber
 from gateway.domain.terms import ApprovalTerms
-from gateway.domain.tools import Scrubber, Tools, attach
+from gateway.domain.tools import Tools
 
 NAMES = ["read", "write", "pay", "read_all", "*", "r*", "?ay"]
 TOOLS = ["read", "write", "pay", "read_all", "other"]
