@@ -11,7 +11,6 @@ from hypothesis import settings
 
 from tests.support.stack import Gateway, Stack
 
-
 # How long one example takes says nothing on a machine that does other work as well.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
