@@ -107,8 +107,9 @@ def _finalize(value: object) -> object:
 
 
 def _markup(pieces: Sequence[Piece]) -> Markup:
+    # In single quotes: an attribute, which templates write in double ones, ends where it should.
     return Markup("").join(
-        Markup('<span class="odd" title="{}">{}</span>').format(piece.name, piece.text)
+        Markup("<span class='odd' title='{}'>{}</span>").format(piece.name, piece.text)
         if piece.name
         else escape(piece.text)
         for piece in pieces

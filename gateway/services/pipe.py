@@ -461,9 +461,11 @@ class Pipe:
     async def _converse(self, running: Running, status: str, code: str | None) -> None:
         """Take an ended turn into its conversation, before its terminal event leaves (CHAIN-5).
 
-        A turn that failed leaves nothing there, and the next one may begin.
+        A turn that failed leaves nothing there, and the next one may begin; one that was cancelled
+        or deleted while it ran in background has lost its claim, and leaves nothing either.
         """
         state = running.state
+        claimed = running.batch if state.background else None
         if code is None and status in ("completed", "incomplete"):
             await self._conversations.append(
                 state.tenant,
@@ -472,6 +474,7 @@ class Pipe:
                 ttl=running.tenant.ttl,
                 token=state.lock,
                 progress=Progress(state.facts),
+                claim=(claimed.id, claimed.fence) if claimed else ("", 0),
             )
         else:
             await self._conversations.unlock(state.tenant, state.conversation_id, state.lock)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Doors:
 
     Attributes:
         max_depth: Deepest nesting of a JSON body.
-        holder: Finds whose a credential is that is no API key.
+        holder: Finds whose a pass of the console is; it opens the doors of callers only.
     """
 
     keys: KeyRing
@@ -54,7 +54,7 @@ class Doors:
         """
         headers = _headers(request)
         presented = _presented(headers)
-        principal = self.keys.authenticate(presented) or self.holder(presented)
+        principal = self.keys.authenticate(presented) or self._holder(presented, roles)
         if principal is None:
             raise Unauthenticated(
                 "Incorrect API key provided.", headers={"www-authenticate": "Bearer"}
@@ -71,6 +71,15 @@ class Doors:
             end_user=headers.get("gateway-end-user", ""),
             request_id="greq_" + secrets.token_hex(12),
         )
+
+    def _holder(self, presented: str, roles: Sequence[Role]) -> Principal | None:
+        principal = self.holder(presented)
+        if principal is not None and Role.CALLER not in roles:
+            raise Forbidden(
+                "A pass of the console opens what callers may use, and nothing else.",
+                code="missing_role",
+            )
+        return principal
 
     async def document(self, request: AnyRequest) -> Document:
         """Read and check a JSON body.

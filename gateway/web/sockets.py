@@ -107,7 +107,9 @@ class Lane:
         """Whether the caller has been told the end of the turn."""
         if self.task.done():
             return True
-        return _kind.decode(self.last).type in events.TERMINAL if self.last else False
+        with contextlib.suppress(msgspec.DecodeError):  # an upstream may send what is no event
+            return bool(self.last) and _kind.decode(self.last).type in events.TERMINAL
+        return False
 
 
 class _Typed(msgspec.Struct):

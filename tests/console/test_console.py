@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from html.parser import HTMLParser
 
 import anyio
 import pytest
+from typing_extensions import override
 
 from tests.console.conftest import Held, Open, paths, ticket_of
-from tests.support.approvals import pending, vote
+from tests.support.approvals import create, pending, tenancy, vote
+from tests.support.provider import Call, provider, response
 from tests.support.stack import CANARY, RULES, UPSTREAM_KEY, Gateway, Stack
 
 Hold = Callable[..., Held]
@@ -99,6 +102,34 @@ async def test_an_argument_of_tricks_is_shown_whole_and_does_nothing(
     assert "⟦U+E0041⟧" in page
     assert "{{ 7*7 }} &#39; onfocus" in page
     assert "reverse the direction" in page
+
+
+class _Attributes(HTMLParser):
+    """Collects the names of attributes, as a browser reads them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.feed(page)
+
+    @override
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names |= {name for name, _ in attrs}
+
+
+@pytest.mark.covers("APPR-10")
+async def test_an_id_of_tricks_stays_in_its_attribute(browser: Open, stack: Stack) -> None:
+    async def answer(call: Call) -> None:
+        await call.document(json.dumps(response("resp_\u202e onfocus=alert(1)")).encode())
+
+    async with provider(answer) as upstream:
+        with stack.gateway(upstreams=[upstream.settings()], **tenancy(stack)) as other:
+            await create(other, "hi", tools=())
+            visitor = browser(other)
+            await visitor.sign_in("caller")
+            page = (await visitor.get("/console/turns")).text
+    assert "⟦U+202E⟧</span> onfocus=alert(1)" in page
+    assert all(name.replace("-", "").isalpha() for name in _Attributes(page).names)
 
 
 @pytest.mark.covers("AUTH-1", "APPR-10")

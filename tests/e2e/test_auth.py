@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.approvals import create, issue, marker, pending, vote
+from tests.support.passes import passing
 from tests.support.stack import Gateway
 
 DOORS = [
@@ -89,6 +90,30 @@ async def test_an_admin_has_every_role(gateway: Gateway) -> None:
     (approval,) = await pending(gateway, word, key="admin")
     assert (await vote(gateway, approval, "deny", key="admin")).status_code == 200
     assert (await create(gateway, "/echo hi", key="admin")).status_code == 200
+
+
+@pytest.mark.covers("AUTH-1", "APPR-10")
+async def test_a_pass_of_the_console_opens_what_callers_may_use_and_no_more(
+    gateway: Gateway,
+) -> None:
+    word = marker()
+    await create(gateway, issue(word))
+    (approval,) = await pending(gateway, word)
+    own = {"authorization": f"Bearer {passing(gateway, key='admin')}"}
+    path = f"/v1/approvals/{approval['id']}"
+    vote_ = {"decision": "approve", "fingerprint": approval["fingerprint"]}
+    async with gateway.http(None) as client:
+        client.headers.update(own)
+        assert (await client.get("/v1/models")).status_code == 200
+        for answer in (
+            await client.post(f"{path}/decision", json=vote_),
+            await client.get(path),
+            await client.get("/v1/audit"),
+            await client.get("/v1/webhook_endpoints"),
+            await client.get("/v1/grants"),
+        ):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "missing_role")
+    await vote(gateway, approval, "deny")
 
 
 @pytest.mark.covers("AUTH-2", "CHAIN-1")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -18,14 +16,9 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
-from gateway.adapters.crypto import KeyRing as CipherRing
-from gateway.adapters.crypto import parse_key
 from gateway.app import create_app
-from gateway.console.sessions import PASS_LIFETIME, Sessions, Visitor
-from gateway.domain.identity import KeyRing
 from gateway.domain.lifecycle import Lifecycle
 from gateway.server.process import GracefulServer, bind, server_config
-from gateway.services.callers import Caller
 from tests.support.approvals import (
     GITHUB,
     create,
@@ -39,6 +32,7 @@ from tests.support.approvals import (
     text_of,
 )
 from tests.support.events import numbers, read_events
+from tests.support.passes import passing
 from tests.support.provider import ENDING, OPENING, Call, delta, provider
 from tests.support.sockets import MODEL, Talk, talk
 from tests.support.stack import Gateway, Stack
@@ -421,6 +415,33 @@ async def test_a_second_create_while_one_runs_is_refused_and_the_first_goes_on(
         assert text_of(await one.turn("/echo now")) == "now"
 
 
+@pytest.mark.covers("API-6", "STREAM-1")
+@pytest.mark.parametrize("odd", [b"{oops", b'{"type":5}'], ids=["no JSON", "no type"])
+async def test_what_an_upstream_sends_that_is_no_event_ends_no_socket(
+    stack: Stack, odd: bytes
+) -> None:
+    refused = asyncio.Event()
+
+    async def answer(call: Call) -> None:
+        await call.head()
+        await call.send(OPENING + b"data: " + odd + b"\n\n")
+        await refused.wait()
+        await call.send(ENDING)
+        await call.end()
+
+    async with provider(answer) as upstream:
+        with stack.gateway(upstreams=[upstream.settings()]) as gateway:
+            async with talk(gateway) as one:
+                await one.create("x")
+                while await one.socket.recv() != odd.decode():
+                    pass
+                await one.create("me too")
+                event = await one.hear()
+                assert event["error"]["code"] == "response_in_progress"
+                refused.set()
+                assert (await one.hear())["type"] == "response.completed"
+
+
 @pytest.mark.covers("API-6")
 async def test_not_more_turns_than_lanes_run_on_one_socket(stack: Stack) -> None:
     async def answer(call: Call) -> None:
@@ -511,21 +532,9 @@ async def test_browsers_may_come_from_known_origins_only(stack: Stack) -> None:
                 assert text_of(await one.turn("/echo in")) == "in"
 
 
-def _passing(gateway: Gateway, seconds: float) -> str:
-    """Write a console's pass that is valid for so many seconds more."""
-    cipher = CipherRing([("k1", parse_key(os.environ["TEST_ENCRYPTION_KEY"]))])
-    keys = KeyRing(gateway.settings.to_api_keys())
-    tenants = {tenant.id: tenant for tenant in gateway.settings.to_tenants()}
-    entry = keys.entry("caller")
-    assert entry is not None
-    who = Visitor(Caller(principal=entry.principal, tenant=tenants[entry.tenant]), "session")
-    issued = time.time() - PASS_LIFETIME + seconds
-    return Sessions(cipher, keys, tenants, clock=lambda: issued).issue_pass(who)
-
-
 @pytest.mark.covers("API-6", "AUTH-1")
 async def test_a_credential_that_ends_takes_no_more_turns(gateway: Gateway) -> None:
-    headers = {"authorization": f"Bearer {_passing(gateway, 4)}"}
+    headers = {"authorization": f"Bearer {passing(gateway, seconds=4)}"}
     async with talk(gateway, headers=headers) as one:
         await one.turn("/echo before")
         with anyio.fail_after(20):

@@ -96,12 +96,20 @@ function op.unlock()
   return 1
 end
 
--- token or '', sealed facts or '', then id and sealed item of each. Whoever works on it is done.
+-- Whether a writer that needs a claim on a batch has lost it.
+local function lost(batch, fence)
+  if batch == '' then return false end
+  local b = redis.call('HMGET', prefix .. 'batch:' .. batch, 's', 'f')
+  return (b[1] ~= 'claimed' and b[1] ~= 'dispatched') or b[2] ~= fence
+end
+
+-- token or '', sealed facts or '', the batch that the writer must hold or '', the fence, then id and
+-- sealed item of each. Whoever works on it is done.
 function op.append()
-  if not there() then return 0 end
+  if not there() or lost(ARGV[7], ARGV[8]) then return 0 end
   if taken(ARGV[5]) then return -1 end
   if ARGV[6] ~= '' then redis.call('HSET', key, 'f', ARGV[6]) end
-  add(7)
+  add(9)
   redis.call('HDEL', key, 'k', 'u')
   live_on()
   return 1

@@ -104,6 +104,7 @@ class RedisConversationStore(ConversationStore):
         ttl: int,
         token: str = "",
         progress: Progress | None = None,
+        claim: tuple[str, int] = ("", 0),
     ) -> bool:
         told: bytes = b""
         if progress is not None:
@@ -112,7 +113,12 @@ class RedisConversationStore(ConversationStore):
                 plain, tenant=tenant, kind="conversation.facts", id=conversation_id
             )
         sealed = self._seal_all(tenant, conversation_id, entries)
-        return _free(await self._call("append", tenant, conversation_id, ttl, token, told, *sealed))
+        batch, fence = claim
+        return _free(
+            await self._call(
+                "append", tenant, conversation_id, ttl, token, told, _raw(batch), fence, *sealed
+            )
+        )
 
     @override
     @store_errors

@@ -200,8 +200,13 @@ class ConversationStore(Protocol):
         ttl: int,
         token: str = "",
         progress: Progress | None = None,
+        claim: tuple[str, int] = ("", 0),
     ) -> bool:
-        """Add items that are not there yet, and end the work; false when it is no more."""
+        """Add items that are not there yet, and end the work; false when it is no more.
+
+        Args:
+            claim: The batch and the fence that the writer must still hold; else nothing is added.
+        """
         ...
 
     async def remove(self, tenant: str, conversation_id: str, item_id: str) -> bool:
