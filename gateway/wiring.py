@@ -22,6 +22,7 @@ from gateway.domain.rules import RuleSet
 from gateway.services.answers import NativeAnswers
 from gateway.services.approvals import ApprovalService
 from gateway.services.audit import AuditService, AuditTerms, Chainer
+from gateway.services.chains import Chains
 from gateway.services.continuations import Continuations, Sweeper
 from gateway.services.conversations import ConversationService
 from gateway.services.endings import Endings
@@ -228,6 +229,7 @@ class Wiring:
         return Preparation(
             turns=self.stores.turns,
             conversations=self.stores.conversations,
+            chains=self.chains,
             answers=NativeAnswers(self.stores.approvals, refusals=self.refusals, lease=self.lease),
             catalog=self.catalog,
             judge=self.judge,
@@ -245,6 +247,11 @@ class Wiring:
             upstreams=self.upstreams,
             meter=self.meter,
         )
+
+    @cached_property
+    def chains(self) -> Chains:
+        """Reads what turns go on from, and has it compacted."""
+        return Chains(turns=self.stores.turns, legs=self.legs, models=self.models, meter=self.meter)
 
     @cached_property
     def settlement(self) -> Settlement:
@@ -288,6 +295,7 @@ class Wiring:
             following=self.following,
             endings=self.endings,
             pipe=self.pipe,
+            chains=self.chains,
             settlement=self.settlement,
             servers=self.servers,
             tenants=self.tenants,
@@ -394,6 +402,7 @@ class Wiring:
         return TurnService(
             preparation=self.preparation,
             pipe=self.pipe,
+            chains=self.chains,
             records=self.records,
             approvals=self.stores.approvals,
             conversations=self.stores.conversations,

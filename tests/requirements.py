@@ -50,7 +50,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "STATE-3": Requirement("left-out reasoning is put back"),
     "STATE-4": Requirement("encrypted at rest, TTL, deletion, cache off"),
     "STATE-5": Requirement("one bounded repair of a refused input"),
-    "STATE-6": Requirement("long chains", "part", "storage and one round trip; no compaction"),
+    "STATE-6": Requirement("long chains, one round trip, compaction at a threshold"),
     "STATE-7": Requirement("stateless responses are retrieved, listed, deleted, in background"),
     "MCP-1": Requirement("servers by label; narrow and tighten, never widen"),
     "MCP-2": Requirement(

@@ -132,6 +132,12 @@ class PrometheusMeter(Meter):
             ["upstream"],
             registry=self._registry,
         )
+        self._compactions = Counter(
+            "gateway_compactions",
+            "Compactions of chains by what became of them.",
+            ("upstream", "outcome"),
+            registry=self._registry,
+        )
         self._withheld = Counter(
             "gateway_reasoning_withheld",
             "Items that an upstream left out of the input (input_transformations).",
@@ -254,6 +260,10 @@ class PrometheusMeter(Meter):
     @override
     def restored(self, upstream: str, count: int) -> None:
         self._child(self._restored, upstream).inc(count)
+
+    @override
+    def compaction(self, upstream: str, outcome: str) -> None:
+        self._child(self._compactions, upstream, outcome).inc()
 
     @override
     def audited(self, event: str) -> None:

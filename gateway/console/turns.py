@@ -27,7 +27,7 @@ class Bar:
     """A span of a turn's time, in hundredths of the whole.
 
     Attributes:
-        kind: "leg", or "hold" for the time that a person took.
+        kind: "leg", "hold" for the time that a person took, or "compaction".
         start, width: For the drawing; at least one hundredth wide.
     """
 
@@ -103,6 +103,7 @@ def bars(sheet: TurnSheet) -> list[Bar]:
     if not trace:
         return []
     begin, end = min(sheet.head.began, trace[0].began), trace[-1].ended
+    compacted = sheet.head.compacted
     whole = max(end - begin, 0.001)
     laid: list[Bar] = []
 
@@ -114,6 +115,9 @@ def bars(sheet: TurnSheet) -> list[Bar]:
             Bar(kind=kind, title=title, note=note, seconds=length, start=start, width=width)
         )
 
+    if compacted is not None:
+        note = f"of {compacted.input_tokens:,} tokens before this turn"
+        lay("compaction", "Compaction", note, compacted.began, compacted.ended)
     for place, leg in enumerate(trace):
         note = f"{leg.input_tokens:,} tokens in, {leg.output_tokens:,} out"
         lay("leg", f"Leg {place + 1}", note, leg.began, leg.ended)

@@ -59,27 +59,78 @@ def ids_of(items: Iterable[Kept]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(id_ for id_ in found if id_))
 
 
-def replay(turns: Iterable[Sequence[Kept]], new: Sequence[Item]) -> list[Raw]:
+def replay(
+    turns: Iterable[Sequence[Kept]], new: Sequence[Item], *, held: Iterable[tuple[str, str]] = ()
+) -> list[Raw]:
     """Write the whole input of a stateless turn: the chain's items, then the new ones.
 
     An item that the caller sends itself is not added a second time; where only an upstream may
     have made it, the chain's stays. One of another type is not the same item, whatever its id: in
     place of a call, it would leave an approval without the call that used it, to be used again.
     Reasoning without its ciphertext means nothing to an upstream that stored nothing, so it is
-    left out.
+    left out. So is what an upstream has compacted in a turn of the chain (`context_management`):
+    its `compaction` item says it.
+
+    Args:
+        held: More items that the chain holds in other words.
     """
     own = {(item.type, item.id) for item in new if item.id is not None}
-    held: set[tuple[str, str | None]] = set()
-    history: list[Raw] = []
+    known: set[tuple[str, str | None]] = set(held)
+    history: list[Kept] = []
     for kept in (kept for turn in turns for kept in turn if kept.o != "lost"):
         item = item_of(kept.i)
         key = (item.type, item.id)
         if item.type in _GUARDED:
-            held.add(key)
+            known.add(key)
         elif key in own or (item.type == "reasoning" and not _ids.decode(kept.i).encrypted_content):
             continue
-        history.append(kept.i)
-    return history + [item.raw for item in new if (item.type, item.id) not in held]
+        elif item.type == "compaction" and kept.o == "out":
+            history = history[closed(history) :]
+        history.append(kept)
+    added = [item.raw for item in new if (item.type, item.id) not in known]
+    return [kept.i for kept in history] + added
+
+
+def guarded(items: Iterable[Kept]) -> list[tuple[str, str]]:
+    """List type and id of the items that only an upstream may have made."""
+    heads = (item_of(kept.i) for kept in items if kept.o != "lost")
+    return [(item.type, item.id) for item in heads if item.type in _GUARDED and item.id]
+
+
+class _Link(msgspec.Struct):
+    type: str | None = None
+    id: str | None = None
+    call_id: str | None = None
+    approval_request_id: str | None = None
+
+
+_links = msgspec.json.Decoder(_Link)
+
+
+def closed(items: Sequence[Kept]) -> int:
+    """Count the items, from the first on, that can be told in other words (STATE-6).
+
+    None of them waits for an output or an answer that is not among them: what answers a call must
+    find the call. And what an upstream made in one go is not torn apart: reasoning stays with
+    what it led to.
+    """
+    waiting: set[str] = set()
+    count = 0
+    for place, item in enumerate(items, start=1):
+        link = _links.decode(item.i)
+        kind = link.type or ("mcp_approval_response" if link.approval_request_id else "message")
+        if kind == "mcp_approval_request":
+            waiting.add(link.id or "")
+        elif kind == "mcp_approval_response":
+            waiting.discard(link.approval_request_id or "")
+        elif kind.endswith("_output"):
+            waiting.discard(link.call_id or link.id or "")
+        elif link.call_id is not None:
+            waiting.add(link.call_id)
+        ends = place == len(items) or (item.o == "out") != (items[place].o == "out")
+        if ends and not waiting:
+            count = place
+    return count
 
 
 def without_reasoning(items: Sequence[Raw], *, strip_ids: bool) -> list[Raw]:

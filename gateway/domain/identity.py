@@ -50,6 +50,8 @@ class Tenant:
         stateless: Upstream always gets `store: false`; chains live in the gateway (STATE-1).
         cache: "off" keeps nothing of a `store: false` turn (STATE-4).
         ttl: Seconds that a chain's state is kept after it was last used.
+        compact_at_tokens: At how many tokens its stateless chains are compacted; `None` is never
+            (STATE-6).
         mcp_servers: Labels the tenant may use; `None` means every registered one.
         server_url_patterns: Host patterns (`*.example.com`) of a caller's own MCP servers that
             are let through; empty means none (MCP-1).
@@ -59,6 +61,7 @@ class Tenant:
     stateless: bool = False
     cache: Literal["on", "off"] = "on"
     ttl: int = 30 * 24 * 3600
+    compact_at_tokens: int | None = None
     mcp_servers: frozenset[str] | None = None
     server_url_patterns: tuple[str, ...] = ()
     limits: Limits = Limits()

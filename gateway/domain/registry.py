@@ -72,10 +72,15 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model name that callers use, and where it is served."""
+    """A model name that callers use, and where it is served.
+
+    Attributes:
+        compact_at_tokens: Instead of the tenant's; 0 is never.
+    """
 
     name: str
     routes: tuple[Route, ...]
+    compact_at_tokens: int | None = None
 
 
 Trust = Literal["first_party", "reviewed", "untrusted"]

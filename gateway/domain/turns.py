@@ -69,6 +69,8 @@ class TurnState(msgspec.Struct):
         conversation_id: The conversation that the gateway keeps and the turn works on, or "".
         lock: The token by which it does.
         asked: The input of a background turn's first leg, where the upstream holds the chain.
+        window: The turn whose window begins the input, or "" (STATE-6).
+        compacted: The compaction that this turn made.
     """
 
     tenant: str
@@ -107,6 +109,8 @@ class TurnState(msgspec.Struct):
     conversation_id: str = ""
     lock: str = ""
     asked: Raw = NULL
+    window: str = ""
+    compacted: LegSummary | None = None
 
     @property
     def output(self) -> list[Raw]:

@@ -30,6 +30,7 @@ from gateway.emulator.settings import EmulatorSettings
 from gateway.emulator.store import Store, StoredResponse
 from gateway.emulator.turn_request import (
     ENCRYPTED,
+    check_names,
     last_user_text,
     parse_input,
     parse_turn_request,
@@ -227,16 +228,21 @@ class Responses:
     def compact(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return a compaction of a conversation: its user messages and a sealed rest.
 
+        Its id begins as that of a response, and names none.
+
         Raises:
-            ApiError: what a create request with this body would be refused for.
+            ApiError: what a create request with this body would be refused for; the endpoint
+                knows few of its parameters.
         """
+        check_names(body, _COMPACTED)
         model = require_model(body, self._settings)
         context = self._context(body)
         kept = [with_id(item) for item in context.items if is_message(item, "user")]
         item_id = new_id("cmp")
-        summary = "\n".join(text_of(item) for item in context.items)
+        summary = "\n".join(text_of(item)[:_GIST] for item in context.items)[-_SUMMARY:]
         sealed = self._sealer.seal(model=model, item_id=item_id, text=summary, stage="done")
-        usage = build_usage(read=count_tokens(context.items), written=64, reasoned=0)
+        read = count_tokens([*context.items, body.get("instructions")])
+        usage = build_usage(read=read, written=count_tokens(summary), reasoned=0)
         return {
             "id": new_id("resp"),
             "object": "response.compaction",
@@ -254,6 +260,15 @@ class Responses:
         request = parse_turn_request(known, self._settings)
         return build_context(request, store=self._store, sealer=self._sealer)
 
+
+_COMPACTED = frozenset(
+    {
+        *("image", "input", "instructions", "model", "previous_response_id", "prompt_cache_key"),
+        *("prompt_cache_options", "prompt_cache_retention", "service_tier"),
+    }
+)
+_GIST, _SUMMARY = 80, 4000
+"""Characters of an item and of a whole conversation that a compaction remembers."""
 
 _COUNTED = frozenset(
     {"model", "input", "instructions", "previous_response_id", "conversation", "tools", "store"}

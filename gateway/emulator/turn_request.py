@@ -1,6 +1,6 @@
 """The body of `POST /responses`: read, and refused where the API refuses it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +125,7 @@ def parse_turn_request(body: Mapping[str, Any], settings: EmulatorSettings) -> T
     Raises:
         ApiError: the first thing the API would refuse.
     """
-    _check_names(body)
+    check_names(body, _PARAMETERS)
     _check_types(body)
     _check_ranges(body)
     _check_include(body)
@@ -224,9 +224,14 @@ def _model(body: Mapping[str, Any], settings: EmulatorSettings) -> str:
     return str(model)
 
 
-def _check_names(body: Mapping[str, Any]) -> None:
+def check_names(body: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse parameters that an endpoint does not know, and those that exclude one another.
+
+    Raises:
+        ApiError: `unknown_parameter`, `mutually_exclusive_parameters`.
+    """
     for name in body:
-        if name not in _PARAMETERS:
+        if name not in known:
             raise errors.bad_request(
                 f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter"
             )

@@ -24,7 +24,7 @@ from gateway.domain.approvals import Batch, BatchStatus
 from gateway.domain.documents import Document, Raw, parse_document, raw
 from gateway.domain.errors import Conflict, GatewayError, StoreUnavailable
 from gateway.domain.hints import stop_hint
-from gateway.domain.history import Kept, replay, unpack
+from gateway.domain.history import Kept, replay
 from gateway.domain.identity import Tenant
 from gateway.domain.ports import (
     ApprovalStore,
@@ -43,6 +43,7 @@ from gateway.domain.registry import McpServer
 from gateway.domain.requests import item_of
 from gateway.domain.turns import TurnState, View, read_state
 from gateway.services.answers import LEASE
+from gateway.services.chains import Chains
 from gateway.services.endings import Endings, abandoned, cancelled
 from gateway.services.failpoints import Point, reached
 from gateway.services.failures import (
@@ -91,6 +92,7 @@ class Continuations:
         following: Following,
         endings: Endings,
         pipe: Pipe,
+        chains: Chains,
         settlement: Settlement,
         servers: Mapping[str, McpServer],
         tenants: Mapping[str, Tenant],
@@ -110,6 +112,7 @@ class Continuations:
         self._following = following
         self._endings = endings
         self._pipe = pipe
+        self._chains = chains
         self._settlement = settlement
         self._servers = servers
         self._tenants = tenants
@@ -213,7 +216,7 @@ class Continuations:
 
         async def opening() -> ByteStream:
             if not state.stored or (state.parent_leg is None and not batch.approvals):
-                running.base = await self._base(state, running.tenant)
+                running.base = await self._base(state, running.tenant, batch)
             checked = await self._settlement.revalidate(running, batch)
             return await self._pipe.open(running, continuation(running, checked))
 
@@ -236,7 +239,7 @@ class Continuations:
             running.batch = batch
             await self._pipe.begin(running, batch)
 
-    async def _base(self, state: TurnState, tenant: Tenant) -> Raw | None:
+    async def _base(self, state: TurnState, tenant: Tenant, batch: Batch) -> Raw | None:
         """Write the first leg's input again: the chain as it is now, and the turn's own items."""
         own = [item_of(item.i) for item in state.items if item.o == "in"]
         if state.conversation_id:
@@ -248,10 +251,14 @@ class Continuations:
             return raw(replay([[entry.kept for entry in entries]], own))
         if state.parent is None:
             return raw([item.raw for item in own]) if own else None
-        chain = await self._turns.chain(state.tenant, state.parent, ttl=tenant.ttl)
-        if chain is None:
+        window = state.window
+        past = await self._chains.past(state, tenant)
+        if past is None:
             raise Conflict("The chain was deleted while the turn was held.", code="chain_deleted")
-        return raw(replay((unpack(turn.items) for turn in chain), own))
+        if not batch.approvals or state.window != window:
+            # The first leg, or one whose model has read a window that is no more.
+            past = await self._chains.compacted(past, state, tenant)
+        return past.followed_by(state)
 
     async def _make_up(self, running: Running) -> None:
         """Take into the turn what an earlier attempt has shown, so that the stream has no gap.

@@ -130,7 +130,8 @@ class Legs:
         how = self._upstreams[leg.state.upstream].repair
         if error.status_code not in (400, 404) or how == "off":
             return None
-        if _NO_CIPHERTEXT.search(error.body) and leg.state.stateless:
+        asks = leg.state.stateless and "include" in leg.state.body
+        if asks and _NO_CIPHERTEXT.search(error.body):
             return replace(leg, state=_without_include(leg.state))
         if leg.input is None or not _CANNOT_VERIFY.search(error.body):
             return None
@@ -140,6 +141,11 @@ class Legs:
         items = parse_array(data)
         kept = without_reasoning(items, strip_ids=how == "strip_ids")
         return replace(leg, input=raw(kept)) if kept != items else None
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """Find the upstream's own id of a request; Azure has another name for it."""
+    return headers.get("x-request-id") or headers.get("apim-request-id") or ""
 
 
 def _without_include(state: TurnState) -> TurnState:

@@ -23,7 +23,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterator,
-    Mapping,
     Sequence,
 )
 from contextlib import aclosing, contextmanager
@@ -66,7 +65,7 @@ from gateway.services.endings import UNKEPT_TTL, count
 from gateway.services.failpoints import Point, reached
 from gateway.services.failures import as_error, batch_after, unknown_response
 from gateway.services.interception import Interceptor, LegResult
-from gateway.services.legs import Leg, Legs
+from gateway.services.legs import Leg, Legs, request_id
 from gateway.services.settlement import ReceiptMismatch, Running, Settlement, id_reused
 
 logger = logging.getLogger("gateway.turns")
@@ -422,6 +421,8 @@ class Pipe:
                         began=state.started_at,
                         trace=tuple(state.trace),
                         conversation=state.conversation_id,
+                        window=state.window,
+                        compacted=state.compacted,
                     ),
                     items=pack(state.items) if state.keep else b"",
                     # One whose caller is asked is shown to who chooses for it (APPR-5).
@@ -705,11 +706,6 @@ def _ended(reader: Interceptor) -> LegResult:
             "The upstream ended the stream without a terminal event.", code="upstream_incomplete"
         )
     return reader.result
-
-
-def request_id(headers: Mapping[str, str]) -> str:
-    """Find the upstream's own id of a request; Azure has another name for it."""
-    return headers.get("x-request-id") or headers.get("apim-request-id") or ""
 
 
 def _status(response: Document) -> str:

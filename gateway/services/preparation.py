@@ -20,7 +20,6 @@ from gateway.domain.errors import BadRequest, Conflict, Forbidden, NotFound
 from gateway.domain.history import (
     Kept,
     replay,
-    unpack,
 )
 from gateway.domain.identity import Tenant
 from gateway.domain.loops import check_budget
@@ -48,6 +47,7 @@ from gateway.services.answers import (
     not_repeated,
 )
 from gateway.services.callers import Caller, owned, previous_not_found
+from gateway.services.chains import Chains, Past
 from gateway.services.judgement import Judge
 from gateway.services.pins import Pinning
 from gateway.services.recall import Recall, kept_head
@@ -75,6 +75,7 @@ class Prepared:
         previous: The upstream id to chain on, where the upstream holds the chain.
         answers: Approvals that this request answers, claimed already.
         join: Instead of a new turn: the held turn that this request has decided.
+        past: What was before, where the gateway keeps it as a chain.
     """
 
     state: TurnState
@@ -83,6 +84,7 @@ class Prepared:
     previous: str | None = None
     answers: Answers | None = None
     join: str | None = None
+    past: Past | None = None
 
 
 class Preparation:
@@ -93,6 +95,7 @@ class Preparation:
         *,
         turns: TurnStore,
         conversations: ConversationStore,
+        chains: Chains,
         answers: NativeAnswers,
         catalog: Catalog,
         judge: Judge,
@@ -105,6 +108,7 @@ class Preparation:
         )
         self._turns = turns
         self._conversations = conversations
+        self._chains = chains
         self._answers = answers
         self._catalog = catalog
         self._judge = judge
@@ -222,7 +226,10 @@ class Preparation:
             if state.background and prepared.input is not None:
                 state.asked = prepared.input
         else:
-            prepared.input = raw(await self._expand(caller, parent.id, items))
+            prepared.past = await self._chains.past(state, caller.tenant)
+            if prepared.past is None:
+                raise previous_not_found(parent.id)
+            prepared.input = prepared.past.followed_by(state)
         return prepared
 
     async def _parent(
@@ -253,12 +260,6 @@ class Preparation:
                 raise _locked(head, "conversation")
             return head
         return None
-
-    async def _expand(self, caller: Caller, turn_id: str, items: Sequence[Item]) -> list[Raw]:
-        chain = await self._turns.chain(caller.tenant.id, turn_id, ttl=caller.tenant.ttl)
-        if chain is None:
-            raise previous_not_found(turn_id)
-        return replay((unpack(turn.items) for turn in chain), items)
 
     async def _conversation(
         self, caller: Caller, conversation_id: str, items: Sequence[Item]

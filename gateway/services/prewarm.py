@@ -11,6 +11,8 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 
+from msgspec.structs import replace
+
 from gateway.domain import events
 from gateway.domain.documents import Document, encode, raw
 from gateway.domain.errors import BadRequest
@@ -75,7 +77,8 @@ class Prewarming:
                     subject=state.subject,
                     model=state.model,
                     served=True,
-                    facts=state.facts,
+                    facts=replace(state.facts, id=state.facts.id or state.turn_id),
+                    window=state.window,
                     began=state.started_at,
                 ),
                 items=pack(state.items),

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from hashlib import sha256
 
+from gateway.domain.compaction import COMPACT
 from gateway.domain.documents import NULL, Document, encode, parse_document, raw
 from gateway.domain.errors import BadRequest, Conflict, NotFound, UpstreamRefused
 from gateway.domain.history import Kept, hide_ciphertext, ids_of, pack, unpack
@@ -173,8 +174,9 @@ class ResponseService:
                     await self._delete_upstream(head.upstream, leg)
         if head.conversation and head.status in RUNNING:
             await self._conversations.unlock(head.tenant, head.conversation, head.id)
-        await self._grants.end_chain(head.tenant, head.facts.id or head.id)
-        await self._turns.delete(head.tenant, head.id)
+        chain_id = head.facts.id or head.id
+        await self._grants.end_chain(head.tenant, chain_id)
+        await self._turns.delete(head.tenant, head.id, chain_id=chain_id)
         body = {"id": response_id, "object": "response.deleted", "deleted": True}
         return Answer(body=encode(body))
 
@@ -218,6 +220,8 @@ class ResponseService:
             )
         prepared = await self._preparation.prepare(caller, request, runs=False)
         tools, scrubber = await self._legs.join(prepared.tools, prepared.state.upstream)
+        if path == COMPACT and "tools" not in document:
+            tools = None  # servers that are always attached mean nothing to it
         for key in ("store", "include"):
             if key not in document:
                 prepared.state.body.pop(key, None)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import msgspec
 from typing_extensions import override
@@ -18,6 +19,7 @@ from gateway.domain.ports import ApprovalStore, ByteStream, ConversationStore, E
 from gateway.domain.requests import Bounds, parse_create
 from gateway.domain.turns import View
 from gateway.services.callers import Caller
+from gateway.services.chains import Chains, Past
 from gateway.services.following import Following
 from gateway.services.health import Health
 from gateway.services.interception import json_result
@@ -87,6 +89,7 @@ class TurnService:
         *,
         preparation: Preparation,
         pipe: Pipe,
+        chains: Chains,
         records: Records,
         approvals: ApprovalStore,
         conversations: ConversationStore,
@@ -98,6 +101,7 @@ class TurnService:
     ) -> None:
         self._preparation = preparation
         self._pipe = pipe
+        self._chains = chains
         self._records = records
         self._approvals = approvals
         self._conversations = conversations
@@ -139,9 +143,19 @@ class TurnService:
             previous=prepared.previous,
             first=running.batch is None,
         )
+        # The lease of answers that are sent with the turn would not outlast a compaction.
+        past = prepared.past if running.batch is None else None
         if request.stream:
-            return await self._stream(running, leg, notices=wants_notices(caller))
-        return await self._json(running, leg, wait)
+            return await self._stream(running, leg, past, notices=wants_notices(caller))
+        return await self._json(running, leg, past, wait)
+
+    async def _ready(self, running: Running, leg: Leg, past: Past | None) -> Leg:
+        """Compact what was before a leg where that is due: its stream may be open meanwhile."""
+        if past is None or not past.due:
+            return leg
+        past = await self._chains.compacted(past, running.state, running.tenant)
+        running.base = past.followed_by(running.state)
+        return replace(leg, input=running.base)
 
     def _running(self, caller: Caller, prepared: Prepared) -> Running:
         state = prepared.state
@@ -154,8 +168,13 @@ class TurnService:
             batch=prepared.answers.batch if prepared.answers else None,
         )
 
-    async def _stream(self, running: Running, leg: Leg, *, notices: bool) -> EventStream:
-        opening = asyncio.ensure_future(self._pipe.open(running, leg))
+    async def _stream(
+        self, running: Running, leg: Leg, past: Past | None, *, notices: bool
+    ) -> EventStream:
+        async def opened() -> ByteStream:
+            return await self._pipe.open(running, await self._ready(running, leg, past))
+
+        opening = asyncio.ensure_future(opened())
 
         async def close() -> None:
             await _close_unused(opening)
@@ -225,9 +244,9 @@ class TurnService:
         followed = self._following.events(state.tenant, state.turn_id, after=-1, notices=look)
         return EventStream({}, followed)
 
-    async def _json(self, running: Running, leg: Leg, wait: float) -> Answer:
+    async def _json(self, running: Running, leg: Leg, past: Past | None, wait: float) -> Answer:
         try:
-            return await self._json_legs(running, leg, wait)
+            return await self._json_legs(running, await self._ready(running, leg, past), wait)
         except GatewayError as exc:
             await self._pipe.failed(running, exc)
             raise

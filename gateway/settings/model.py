@@ -204,15 +204,19 @@ class RouteSettings(Section):
 
 
 class ModelSettings(Section):
-    """A model name that callers use, and its routes."""
+    """A model name that callers use, and its routes.
+
+    `compact_at_tokens` takes the place of the tenant's for this model; 0 is never.
+    """
 
     name: Name
     routes: tuple[RouteSettings, ...] = Field(min_length=1)
+    compact_at_tokens: Annotated[int, Field(ge=0)] | None = None
 
     def to_domain(self) -> Model:
         """Make the domain object."""
         routes = tuple(Route(route.upstream, route.deployment) for route in self.routes)
-        return Model(name=self.name, routes=routes)
+        return Model(name=self.name, routes=routes, compact_at_tokens=self.compact_at_tokens)
 
 
 class ToolSettings(Section):
@@ -306,6 +310,7 @@ class TenantSettings(Section):
     stateless: bool = False
     cache: Literal["on", "off"] = "on"
     ttl: Annotated[Duration, Field(ge=1)] = 30 * 86400.0
+    compact_at_tokens: Count | None = None
     mcp_servers: tuple[Identifier, ...] | None = None
     server_url_patterns: tuple[HostPattern, ...] = ()
     limits: LimitSettings = LimitSettings()
@@ -318,6 +323,7 @@ class TenantSettings(Section):
             stateless=self.stateless,
             cache=self.cache,
             ttl=int(self.ttl),
+            compact_at_tokens=self.compact_at_tokens,
             mcp_servers=None if self.mcp_servers is None else frozenset(self.mcp_servers),
             server_url_patterns=self.server_url_patterns,
             limits=Limits(**bounds),

@@ -127,6 +127,8 @@ async def _value(client: Client, key: bytes, kind: str) -> object:
             return await client.zrange(key, 0, -1)
         case "stream":
             return await client.xrange(key)
+        case "set":
+            return list(await client.smembers(key))
         case _:
             return await client.get(key)
 

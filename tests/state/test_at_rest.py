@@ -12,7 +12,7 @@ from gateway.adapters.redis.approvals import RedisApprovalStore
 from gateway.adapters.redis.client import Client, execute
 from gateway.domain.approvals import ApprovalStatus, BatchStatus
 from gateway.domain.errors import Undecipherable
-from gateway.domain.ports import Job
+from gateway.domain.ports import Job, Window
 
 from .conftest import Stores
 from .make import APPROVE, DENY, TENANT, approval, everything, names, opened, turn, vote
@@ -44,6 +44,8 @@ async def fill(stores: Stores) -> None:
         **{name: canary(name) for name in texts},
     )
     await stores.turns.record(whole, ttl=600)
+    window = Window(turn_id="resp_1", model=canary("model"), items=canary("window").encode())
+    await stores.turns.keep_window(TENANT, window, ttl=600, chain_id="resp_1")
     await stores.log.append(TENANT, "resp_1", [(4, canary("event").encode())], ttl=600, end=True)
     voted, denied, late = secret_approval(quorum=2), secret_approval(), secret_approval(timeout=0)
     born = secret_approval(
@@ -76,7 +78,7 @@ async def test_every_key_ends_some_day(stores: Stores, client: Client) -> None:
     kinds = {name.split(b":")[2] for name in found}
     assert kinds == {
         *(b"turn", b"item", b"log", b"apr", b"batch", b"mcpr", b"aprs", b"leases", b"jobs"),
-        *(b"audit", b"inbox", b"turns"),
+        *(b"audit", b"inbox", b"turns", b"window", b"windows"),
     }
     for name in found:
         if name.split(b":")[2] == b"audit":

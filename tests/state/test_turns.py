@@ -25,8 +25,8 @@ async def chain_of(store: RedisTurnStore, count: int, *, size: int = 40) -> list
 
 
 async def ids_of(store: RedisTurnStore, turn_id: str) -> list[str] | None:
-    turns = await store.chain(TENANT, turn_id, ttl=600)
-    return None if turns is None else [one.head.id for one in turns]
+    chain = await store.chain(TENANT, turn_id, ttl=600)
+    return None if chain is None else [one.head.id for one in chain.turns]
 
 
 async def test_a_turn_comes_back_as_it_was_recorded(stores: Stores) -> None:
@@ -80,10 +80,10 @@ async def test_odd_ids_are_unknown_and_no_error(stores: Stores, odd: str) -> Non
 
 async def test_a_chain_begins_with_its_first_turn(stores: Stores) -> None:
     ids = await chain_of(stores.turns, 3)
-    turns = await stores.turns.chain(TENANT, ids[-1], ttl=600)
-    assert turns is not None
-    assert [one.head.id for one in turns] == ids
-    assert [one.items for one in turns] == [b"x" * 40 + one.encode() for one in ids]
+    chain = await stores.turns.chain(TENANT, ids[-1], ttl=600)
+    assert chain is not None
+    assert [one.head.id for one in chain.turns] == ids
+    assert [one.items for one in chain.turns] == [b"x" * 40 + one.encode() for one in ids]
 
 
 @pytest.mark.covers("CHAIN-4")
@@ -99,11 +99,11 @@ async def test_two_turns_on_one_parent_are_two_chains(stores: Stores) -> None:
 async def test_a_thousand_turns_are_one_round_trip(stores: Stores, client: Client) -> None:
     ids = await chain_of(stores.turns, 1000, size=5300)
     before = await calls(client, "evalsha")
-    turns = await stores.turns.chain(TENANT, ids[-1], ttl=600)
+    chain = await stores.turns.chain(TENANT, ids[-1], ttl=600)
     assert await calls(client, "evalsha") == before + 1
-    assert turns is not None
-    assert [one.head.id for one in turns] == ids
-    assert sum(len(one.items) for one in turns) > 5_000_000
+    assert chain is not None
+    assert [one.head.id for one in chain.turns] == ids
+    assert sum(len(one.items) for one in chain.turns) > 5_000_000
 
 
 @pytest.mark.covers("STATE-6")

@@ -1,6 +1,8 @@
 """Every key name of the gateway, and nowhere else (AUTH-2, OPS-2).
 
     gw:{tenant}:turn:<response id>        HASH    a turn
+    gw:{tenant}:window:<turn id>:<token>  STRING  what stands for a chain up to the turn
+    gw:{tenant}:windows:<chain id>        SET     the chain's windows
     gw:{tenant}:turns                     STREAM  the newest turns' ids, at most some thousands
     gw:{tenant}:item:<item id>            STRING  the turn that holds the item
     gw:{tenant}:conv:<conversation id>    HASH    a conversation; `:items`, `:order` beside it

@@ -1,8 +1,28 @@
--- Delete a turn, the index entries that still name it, and its event log (STATE-4).
+-- Delete a turn, the index entries that still name it, its event log, and the windows of its chain
+-- that were made from it (STATE-4, STATE-6).
 -- A worker may be about to write it again: the mark keeps it from that for as long as the turn
 -- would have been kept.
--- KEYS: turn. ARGV: prefix, turn id.
+-- KEYS: turn. ARGV: prefix, turn id, chain id.
 local prefix, id = ARGV[1], ARGV[2]
+
+-- Tell whether a turn goes back to its chain's first one without the deleted turn.
+local function without(turn)
+  local seen = {}
+  while turn and turn ~= '' do
+    if turn == id or seen[turn] then return false end
+    seen[turn] = true
+    turn = redis.call('HGET', prefix .. 'turn:' .. turn, 'p')
+  end
+  return turn == ''
+end
+
+local windows = prefix .. 'windows:' .. ARGV[3]
+for _, name in ipairs(redis.call('SMEMBERS', windows)) do
+  if not without(string.match(name, '^(.*):[^:]*$')) then
+    redis.call('DEL', prefix .. 'window:' .. name)
+    redis.call('SREM', windows, name)
+  end
+end
 local packed = redis.call('HGET', KEYS[1], 'i')
 redis.call('DEL', prefix .. 'log:' .. id)
 if not packed then return 0 end

@@ -6,6 +6,7 @@ only what the server itself needs, ids: `p` its parent and `i` its item ids.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -17,12 +18,13 @@ from gateway.adapters.redis.approvals import TokenCipher
 from gateway.adapters.redis.client import Client, Script, execute, store_errors
 from gateway.domain.errors import ResponseDeleted, Undecipherable, Unprocessable
 from gateway.domain.hints import turn_hint
-from gateway.domain.ports import Turn, TurnHead, TurnStore
+from gateway.domain.ports import Chain, Turn, TurnHead, TurnStore, Window
 
 _LONGEST_CHAIN = 10_000
 _ENCODER = msgspec.msgpack.Encoder()
 _IDS = msgspec.msgpack.Decoder(tuple[str, ...])
 _HEAD = msgspec.msgpack.Decoder(TurnHead)
+_WINDOW = msgspec.msgpack.Decoder(Window)
 
 
 _STREAM_ID = re.compile(r"\d{1,20}-\d{1,20}")
@@ -37,6 +39,7 @@ class RedisTurnStore(TurnStore):
         self._record = Script(client, "turn_record.lua")
         self._chain = Script(client, "turn_chain.lua")
         self._delete = Script(client, "turn_delete.lua")
+        self._keep_window = Script(client, "window_keep.lua")
 
     @override
     @store_errors
@@ -101,8 +104,10 @@ class RedisTurnStore(TurnStore):
 
     @override
     @store_errors
-    async def chain(self, tenant: str, turn_id: str, *, ttl: int) -> Sequence[Turn] | None:
-        """Read a turn and all before it, the first turn first, in one round trip (STATE-6).
+    async def chain(
+        self, tenant: str, turn_id: str, *, ttl: int, chain_id: str = "", model: str = ""
+    ) -> Chain | None:
+        """Read a turn and all before it in one round trip (STATE-6).
 
         The turns come without `response` and `item_ids`, which would double the bytes and which
         going on with a chain does not need; `read` has them.
@@ -117,6 +122,8 @@ class RedisTurnStore(TurnStore):
             _raw(turn_id),
             ttl * 1000,
             _LONGEST_CHAIN,
+            _raw(chain_id),
+            _token(model),
         )
         if found is None:
             return None
@@ -126,10 +133,35 @@ class RedisTurnStore(TurnStore):
             )
         turns = [
             self._link(tenant, _text(found[at]), found[at + 1], found[at + 2])
-            for at in range(len(found) - 3, -1, -3)
+            for at in range(len(found) - 3, 1, -3)
         ]
-        _verify(turns)
-        return turns
+        window = self._open_window(tenant, _text(found[0]), model, found[1]) if found[0] else None
+        _verify(turns, window)
+        return Chain(turns=turns, window=window)
+
+    @override
+    @store_errors
+    async def keep_window(
+        self, tenant: str, window: Window, *, ttl: int, chain_id: str, drop: str = ""
+    ) -> Window | None:
+        turn_id = window.turn_id
+        kept = await self._keep_window(
+            keys.turn(tenant, turn_id),
+            keys.prefix(tenant),
+            _raw(turn_id),
+            ttl * 1000,
+            _raw(chain_id),
+            _token(window.model),
+            self._seal(_ENCODER.encode(window), tenant, "turn.window", turn_id),
+            _raw(drop),
+        )
+        return None if kept is None else self._open_window(tenant, turn_id, window.model, kept)
+
+    def _open_window(self, tenant: str, turn_id: str, model: str, sealed: bytes) -> Window:
+        window = _WINDOW.decode(self._open(sealed, tenant, "turn.window", turn_id))
+        if (window.turn_id, window.model) != (turn_id, model):
+            raise Undecipherable("A stored window was exchanged for another.")
+        return window
 
     def _link(self, tenant: str, turn_id: str, head: bytes, items: bytes) -> Turn:
         return Turn(
@@ -210,9 +242,9 @@ class RedisTurnStore(TurnStore):
 
     @override
     @store_errors
-    async def delete(self, tenant: str, turn_id: str) -> bool:
+    async def delete(self, tenant: str, turn_id: str, *, chain_id: str = "") -> bool:
         key = keys.turn(tenant, turn_id)
-        return bool(await self._delete(key, keys.prefix(tenant), _raw(turn_id)))
+        return bool(await self._delete(key, keys.prefix(tenant), _raw(turn_id), _raw(chain_id)))
 
     def _seal(self, plain: bytes, tenant: str, kind: str, turn_id: str) -> bytes:
         # Empty means that nothing is kept, which is no secret and need not be sealed.
@@ -230,13 +262,17 @@ class RedisTurnStore(TurnStore):
         return _HEAD.decode(plain)
 
 
-def _verify(turns: Sequence[Turn]) -> None:
+def _verify(turns: Sequence[Turn], window: Window | None) -> None:
     """Compare the plain parents, which the server followed, with the sealed ones."""
-    parent = None
+    parent = None if window is None else window.turn_id
     for turn in turns:
         if (turn.head.parent or None) != parent:
             raise Undecipherable("The order of a stored chain was altered.")
         parent = turn.head.id
+
+
+def _token(model: str) -> str:
+    return hashlib.sha256(_raw(model)).hexdigest()[:16]
 
 
 def _raw(text: str) -> bytes:

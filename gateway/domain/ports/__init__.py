@@ -20,7 +20,14 @@ from gateway.domain.ports.grants import GrantAnswer, GrantStore, Question
 from gateway.domain.ports.jobs import Fleet, Hint, Job, JobQueue, Lane, Wake
 from gateway.domain.ports.metrics import Meter
 from gateway.domain.ports.pins import PinnedServer, PinStore
-from gateway.domain.ports.turns import ConversationStore, Turn, TurnHead, TurnStore
+from gateway.domain.ports.turns import (
+    Chain,
+    ConversationStore,
+    Turn,
+    TurnHead,
+    TurnStore,
+    Window,
+)
 from gateway.domain.ports.upstream import ByteStream, SecretSource, UpstreamAnswer, UpstreamClient
 from gateway.domain.ports.webhooks import Due, Outbox, Outcome, Settled, WebhookStore
 
@@ -31,6 +38,7 @@ __all__ = [
     "AuditState",
     "AuditStore",
     "ByteStream",
+    "Chain",
     "Cipher",
     "ConversationStore",
     "Due",
@@ -64,4 +72,5 @@ __all__ = [
     "VoteResult",
     "Wake",
     "WebhookStore",
+    "Window",
 ]

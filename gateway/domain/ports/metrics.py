@@ -62,6 +62,10 @@ class Meter(Protocol):
         """Count reasoning items that callers left out and were put back (STATE-3)."""
         ...
 
+    def compaction(self, upstream: str, outcome: str) -> None:
+        """Count a compaction of a chain: done or failed (STATE-6)."""
+        ...
+
     def audited(self, event: str) -> None:
         """Count an entry of the audit by what happened."""
         ...

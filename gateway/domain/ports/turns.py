@@ -33,6 +33,8 @@ class TurnHead:
         began: When the caller's request came, in seconds since the epoch.
         trace: The finished legs.
         conversation: The conversation that the turn works on, where the gateway keeps it.
+        window: The turn whose window began what was sent upstream, or "" (STATE-6).
+        compacted: The compaction that made it, where this turn did.
     """
 
     id: str
@@ -53,6 +55,8 @@ class TurnHead:
     began: float = 0.0
     trace: tuple[LegSummary, ...] = ()
     conversation: str = ""
+    window: str = ""
+    compacted: LegSummary | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,33 @@ class Turn:
     response: bytes = b""
     item_ids: tuple[str, ...] = ()
     contents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What takes the place of a chain up to a turn in what is sent upstream (STATE-6).
+
+    Attributes:
+        model: The model that it was made for, by its name upstream; others may not read it.
+        items: As of `Turn`; the store encrypts them.
+        held: Type and id of the items that it stands for and that only an upstream may have made:
+            a caller that repeats one does not add it to the chain again.
+        before: The turn of the window that it was made from, or "".
+    """
+
+    turn_id: str
+    model: str
+    items: bytes
+    held: tuple[tuple[str, str], ...] = ()
+    before: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain of turns, the first one first; a window may take the place of the first ones."""
+
+    turns: Sequence[Turn]
+    window: Window | None = None
 
 
 class TurnStore(Protocol):
@@ -105,11 +136,31 @@ class TurnStore(Protocol):
         """Read one turn with its content."""
         ...
 
-    async def chain(self, tenant: str, turn_id: str, *, ttl: int) -> Sequence[Turn] | None:
-        """Read a turn and all before it, the first turn first, in one round trip (STATE-6).
+    async def chain(
+        self, tenant: str, turn_id: str, *, ttl: int, chain_id: str = "", model: str = ""
+    ) -> Chain | None:
+        """Read a turn and all before it in one round trip (STATE-6).
 
-        Every turn read lives `ttl` seconds from now. `None` when the turn or one before it is
-        unknown, deleted or expired: half a chain is no chain.
+        All of them live `ttl` seconds from now, and so does the window. `None` when the turn or
+        one before it is unknown, deleted or expired: half a chain is no chain, although a window
+        may hold what the other half said.
+
+        Args:
+            chain_id: The chain's id (`ChainFacts`); without it windows are not looked for.
+            model: Whose windows are looked for; the newest one is read.
+        """
+        ...
+
+    async def keep_window(
+        self, tenant: str, window: Window, *, ttl: int, chain_id: str, drop: str = ""
+    ) -> Window | None:
+        """Keep a window for as long as its turns, and return the one that is kept.
+
+        Another one may have been made of the same turn meanwhile: then that stays.
+        `None`, and nothing is kept, when the turn or one before it is no more.
+
+        Args:
+            drop: The turn of a window of the same model that is not needed any more.
         """
         ...
 
@@ -136,8 +187,12 @@ class TurnStore(Protocol):
         """Tell until when a turn is kept, in seconds since the epoch; `None` if unknown."""
         ...
 
-    async def delete(self, tenant: str, turn_id: str) -> bool:
-        """Delete a turn and its index and event log at once; false when it was not there."""
+    async def delete(self, tenant: str, turn_id: str, *, chain_id: str = "") -> bool:
+        """Delete a turn and its index and event log at once; false when it was not there.
+
+        Args:
+            chain_id: The chain's id; its windows that were made from the turn go as well.
+        """
         ...
 
 
