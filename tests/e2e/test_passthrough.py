@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import cycle
 from typing import Any
 
 import anyio
@@ -14,119 +13,18 @@ import httpx2
 import msgspec
 import pytest
 
-from tests.support.approvals import tenancy
 from tests.support.provider import (
     ENDING,
     OPENING,
     Call,
+    awkward,
     delta,
     frame,
     message,
     provider,
     response,
 )
-from tests.support.recordings import ALL, COPY, Recording, recorded_streams
 from tests.support.stack import Stack
-
-SIZES = (1, 7, 64, 3, 1000, 17, 4096, 2, 333)
-"""Awkward chunk sizes, in turn."""
-
-EXPECTED = 20
-"""Streams in the repository's copy; all of them pass."""
-
-
-def awkward(wire: bytes) -> Iterator[bytes]:
-    """Cut bytes where it hurts: inside lines, inside characters, across frames."""
-    sizes = cycle(SIZES)
-    position = 0
-    while position < len(wire):
-        size = next(sizes)
-        yield wire[position : position + size]
-        position += size
-
-
-def servers(recordings: list[Recording]) -> list[dict[str, Any]]:
-    labels = {tool["server_label"] for found in recordings for tool in found.mcp_tools}
-    return [{"label": label, "url": "https://mcp.example.com/mcp"} for label in sorted(labels)]
-
-
-def rules(labels: list[dict[str, Any]], **effect: Any) -> list[dict[str, Any]]:
-    return [
-        {"id": one["label"], "match": {"server": one["label"], "tool": "*"}, **effect}
-        for one in labels
-    ]
-
-
-def request(recording: Recording) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": recording.name, "input": "hello", "stream": True}
-    if recording.mcp_tools:
-        body["tools"] = [
-            {"type": "mcp", "server_label": tool["server_label"]} for tool in recording.mcp_tools
-        ]
-    return body
-
-
-def same_outside_tools(sent: bytes, received: bytes) -> bool:
-    """Compare two streams frame by frame; only the MCP servers in `tools` may differ."""
-    ours, theirs = received.split(b"\n\n"), sent.split(b"\n\n")
-    return len(ours) == len(theirs) and all(
-        one == other or without_tools(one) == without_tools(other)
-        for one, other in zip(ours, theirs, strict=True)
-    )
-
-
-def without_tools(block: bytes) -> Any:
-    name, _, data = block.partition(b"\n")
-    event = msgspec.json.decode(data.removeprefix(b"data: "), type=dict[str, msgspec.Raw])
-    inner = msgspec.json.decode(event["response"], type=dict[str, msgspec.Raw])
-    inner.pop("tools")
-    return name, event | {"response": b""}, inner
-
-
-async def different(stack: Stack, recordings: list[Recording]) -> list[str]:
-    """Send every recording through a gateway, and name those that do not come out the same."""
-    by_name = {recording.name: recording for recording in recordings}
-
-    async def answer(call: Call) -> None:
-        await call.stream(awkward(by_name[call.json["model"]].wire))
-
-    known = servers(recordings)
-    # Calls must be allowed, or be asked of the caller, or the gateway would rightly step in.
-    asking = rules(known, effect="ask", approval={"by": "caller", "approvers": ["role:caller"]})
-    failed: list[str] = []
-    async with provider(answer) as upstream:
-        # A response id names one turn: recordings that are sent again need another tenant.
-        common = {**tenancy(stack), "upstreams": [upstream.settings()], "mcp_servers": known}
-        with (
-            stack.gateway(**common, rules=rules(known, effect="allow")) as allows,
-            stack.gateway(**common, rules=asking) as asks,
-        ):
-            for recording in recordings:
-                gateway = asks if recording.asks else allows
-                async with gateway.http() as client:
-                    answered = await client.post("/v1/responses", json=request(recording))
-                same = answered.content == recording.wire
-                if recording.mcp_tools:
-                    same = same_outside_tools(recording.wire, answered.content)
-                if not same:
-                    failed.append(recording.name)
-    return failed
-
-
-@pytest.mark.covers("API-3")
-async def test_every_recorded_stream_of_the_repository_passes(stack: Stack) -> None:
-    recordings = recorded_streams(COPY)
-    assert await different(stack, recordings) == []
-    assert len(recordings) == EXPECTED
-
-
-@pytest.mark.covers("API-3")
-@pytest.mark.skipif(not ALL.is_dir(), reason="the other recordings are not at hand")
-async def test_every_other_recorded_stream_passes(stack: Stack) -> None:
-    recordings = recorded_streams(ALL)
-    failed = await different(stack, recordings)
-    assert failed == []
-    assert len(recordings) >= 100
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 COPY = Path(__file__).parents[1] / "data" / "traces"
-"""The recordings that come with the repository."""
+"""The recordings that come with the repository: at least one of each kind.
+
+Of a kind are streams with the same types of events and items, with an end or without. What is left
+out are more of the same, 53 streams and 2 MB; where all are at hand, all are tried. `*.sse.gz` are
+single streams out of files that would be much larger.
+"""
 
 ALL = Path(__file__).parents[3] / "shared" / "traces"
 """All of them, where they are at hand."""
 
 _BROKEN = "parallel-tool-call-wrapper.1.chunks.txt"
 """Its lines are cut, so it is no JSON."""
+
+_SINGLE = ".sse.gz"
 
 _TERMINAL = ("response.completed", "response.incomplete", "response.failed")
 
@@ -50,6 +58,12 @@ class Recording:
         return [tool for tool in tools if tool.get("type") == "mcp"]
 
     @property
+    def final(self) -> dict[str, Any]:
+        """The response of its last event."""
+        found: dict[str, Any] = self.events[-1]["response"]
+        return found
+
+    @property
     def asks(self) -> bool:
         """Whether it asks for an approval."""
         items = (event.get("item") or {} for event in self.events)
@@ -63,7 +77,9 @@ def recorded_streams(root: Path) -> list[Recording]:
 
 def _read(path: Path, root: Path) -> Iterator[Recording]:
     name = str(path.relative_to(root))
-    if path.name.endswith(".chunks.txt") and path.name != _BROKEN:
+    if name.endswith(_SINGLE):
+        yield Recording(name.removesuffix(_SINGLE), gzip.decompress(path.read_bytes()))
+    elif path.name.endswith(".chunks.txt") and path.name != _BROKEN:
         for index, step in enumerate(_steps(path.read_text("utf-8"))):
             yield Recording(f"{name}#{index}", step)
     elif path.name.endswith("response.txt"):
