@@ -14,7 +14,6 @@ import msgspec
 from typing_extensions import override
 
 from gateway.adapters.redis import keys
-from gateway.adapters.redis.approvals import TokenCipher
 from gateway.adapters.redis.client import Client, Script, store_errors
 from gateway.domain.audit import (
     START,
@@ -27,7 +26,7 @@ from gateway.domain.audit import (
     digest,
 )
 from gateway.domain.errors import Undecipherable
-from gateway.domain.ports import AuditHead, AuditState, AuditStore
+from gateway.domain.ports import AuditHead, AuditState, AuditStore, TokenCipher
 
 _PRUNED_AT_ONCE = 1000
 _ALL = 1_000_000

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from typing_extensions import override
 
-from gateway.adapters.redis import keys
+from gateway.adapters.redis import keys, wire
 from gateway.adapters.redis.client import Client, Script, execute, store_errors
 from gateway.domain.conversations import Conversation, Entry, Progress
 from gateway.domain.errors import Conflict
@@ -116,14 +116,14 @@ class RedisConversationStore(ConversationStore):
         batch, fence = claim
         return _free(
             await self._call(
-                "append", tenant, conversation_id, ttl, token, told, _raw(batch), fence, *sealed
+                "append", tenant, conversation_id, ttl, token, told, wire.raw(batch), fence, *sealed
             )
         )
 
     @override
     @store_errors
     async def remove(self, tenant: str, conversation_id: str, item_id: str) -> bool:
-        return _free(await self._call("remove", tenant, conversation_id, 0, "", _raw(item_id)))
+        return _free(await self._call("remove", tenant, conversation_id, 0, "", wire.raw(item_id)))
 
     @override
     @store_errors
@@ -147,7 +147,7 @@ class RedisConversationStore(ConversationStore):
         self, operation: str, tenant: str, conversation_id: str, ttl: int, *args: bytes | str | int
     ) -> Any:
         key = keys.conversation(tenant, conversation_id)
-        named = keys.prefix(tenant), _raw(conversation_id)
+        named = keys.prefix(tenant), wire.raw(conversation_id)
         return await self._script(key, operation, *named, ttl * 1000, *args)
 
     def _seal_head(self, conversation: Conversation) -> bytes:
@@ -163,7 +163,7 @@ class RedisConversationStore(ConversationStore):
         for entry in entries:
             bound = _bound(conversation_id, entry.id)
             sealed += (
-                _raw(entry.id),
+                wire.raw(entry.id),
                 self._cipher.encrypt(entry.data, tenant=tenant, kind="conversation.item", id=bound),
             )
         return sealed
@@ -190,7 +190,3 @@ def _free(answer: int) -> bool:
 
 def _bound(conversation_id: str, item_id: str) -> str:
     return f"{conversation_id}:{item_id}"
-
-
-def _raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")

@@ -12,11 +12,11 @@ from typing import Any, cast
 import msgspec
 from typing_extensions import override
 
-from gateway.adapters.redis import keys
-from gateway.adapters.redis.approvals import TokenCipher, actor_tokens
+from gateway.adapters.redis import keys, wire
+from gateway.adapters.redis.approval_records import actor_tokens
 from gateway.adapters.redis.client import Client, Script, store_errors
 from gateway.domain.grants import Grant, GrantStatus
-from gateway.domain.ports import GrantAnswer, GrantStore, Question
+from gateway.domain.ports import GrantAnswer, GrantStore, Question, TokenCipher
 
 _PAGE = 100
 _FURTHEST = 10_000
@@ -51,7 +51,7 @@ class RedisGrantStore(GrantStore):
             self._tokens(tenant, "pin", grant.pin)[0],
             self._tokens(tenant, "maker", grant.made_by)[0],
             self._tokens(tenant, "chain", grant.chain_id)[0] if grant.chain_id else "",
-            _millis(grant.ttl),
+            wire.millis(grant.ttl),
             "" if grant.max_uses is None else grant.max_uses,
             grant.approval_id,
             grant.waits_for,
@@ -80,8 +80,8 @@ class RedisGrantStore(GrantStore):
             question.id,
             askers[0],
             "" if question.most is None else question.most,
-            _millis(question.window),
-            _millis(question.max_ttl),
+            wire.millis(question.window),
+            wire.millis(question.max_ttl),
             "" if question.max_uses is None else question.max_uses,
             len(excluded),
             *excluded,
@@ -138,7 +138,7 @@ class RedisGrantStore(GrantStore):
     @override
     @store_errors
     async def revoke(self, tenant: str, grant_id: str, *, actor: str) -> Grant | None:
-        revoker = self._seal(_bytes(actor), tenant, "grant.revoker", grant_id)
+        revoker = self._seal(wire.raw(actor), tenant, "grant.revoker", grant_id)
         shown = await self._call("revoke", tenant, grant_id, revoker)
         return self._grant(tenant, shown) if shown else None
 
@@ -176,13 +176,5 @@ class RedisGrantStore(GrantStore):
         return self._cipher.tokens(text, tenant=tenant, kind="grant", id=what)
 
     async def _call(self, operation: str, tenant: str, *args: bytes | str | int) -> Any:
-        encoded = (_bytes(arg) if isinstance(arg, str) else arg for arg in args)
+        encoded = (wire.raw(arg) if isinstance(arg, str) else arg for arg in args)
         return await self._script(keys.grants(tenant), operation, keys.prefix(tenant), *encoded)
-
-
-def _millis(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")

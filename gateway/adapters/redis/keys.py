@@ -52,6 +52,7 @@ key for routing.
 
 from __future__ import annotations
 
+from gateway.adapters.redis.wire import raw
 from gateway.domain.ports import Lane
 
 FLEET = b"gw:fleet"
@@ -70,12 +71,12 @@ def prefix(tenant: str) -> bytes:
     if not tenant:
         raise ValueError("a tenant has an id")
     safe = tenant.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
-    return _bytes(f"gw:{{{safe}}}:")
+    return raw(f"gw:{{{safe}}}:")
 
 
 def turn(tenant: str, turn_id: str) -> bytes:
     """Name a turn's hash."""
-    return prefix(tenant) + _bytes("turn:" + turn_id)
+    return prefix(tenant) + raw("turn:" + turn_id)
 
 
 def turns(tenant: str) -> bytes:
@@ -85,37 +86,37 @@ def turns(tenant: str) -> bytes:
 
 def item(tenant: str, item_id: str) -> bytes:
     """Name the index entry of an item."""
-    return prefix(tenant) + _bytes("item:" + item_id)
+    return prefix(tenant) + raw("item:" + item_id)
 
 
 def log(tenant: str, turn_id: str) -> bytes:
     """Name a turn's event log."""
-    return prefix(tenant) + _bytes("log:" + turn_id)
+    return prefix(tenant) + raw("log:" + turn_id)
 
 
 def conversation(tenant: str, conversation_id: str) -> bytes:
     """Name the hash of a conversation; `:items` and `:order` are beside it."""
-    return prefix(tenant) + _bytes("conv:" + conversation_id)
+    return prefix(tenant) + raw("conv:" + conversation_id)
 
 
 def conversation_item(tenant: str, item_id: str) -> bytes:
     """Name the entry of an item of a conversation."""
-    return prefix(tenant) + _bytes("convitem:" + item_id)
+    return prefix(tenant) + raw("convitem:" + item_id)
 
 
 def gone(tenant: str, turn_id: str) -> bytes:
     """Name the mark of a turn that was deleted."""
-    return prefix(tenant) + _bytes("gone:" + turn_id)
+    return prefix(tenant) + raw("gone:" + turn_id)
 
 
 def approval(tenant: str, approval_id: str) -> bytes:
     """Name an approval's hash."""
-    return prefix(tenant) + _bytes("apr:" + approval_id)
+    return prefix(tenant) + raw("apr:" + approval_id)
 
 
 def batch(tenant: str, batch_id: str) -> bytes:
     """Name a batch's hash."""
-    return prefix(tenant) + _bytes("batch:" + batch_id)
+    return prefix(tenant) + raw("batch:" + batch_id)
 
 
 def approvals(tenant: str) -> bytes:
@@ -135,7 +136,7 @@ def jobs(tenant: str, lane: Lane = "main") -> bytes:
 
 def event(tenant: str, event_id: str) -> bytes:
     """Name the hash of an event for webhooks."""
-    return prefix(tenant) + _bytes("evt:" + event_id)
+    return prefix(tenant) + raw("evt:" + event_id)
 
 
 def audit(tenant: str) -> bytes:
@@ -155,9 +156,4 @@ def hooks(tenant: str) -> bytes:
 
 def pins(tenant: str, name: str) -> bytes:
     """Name the hash of a server's pins."""
-    return prefix(tenant) + _bytes("pins:" + name)
-
-
-def _bytes(text: str) -> bytes:
-    # Ids come from callers: a lone surrogate must be a miss, not an error.
-    return text.encode("utf-8", "surrogatepass")
+    return prefix(tenant) + raw("pins:" + name)

@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from typing_extensions import override
 
-from gateway.adapters.redis import keys
-from gateway.adapters.redis.approvals import TokenCipher
+from gateway.adapters.redis import keys, wire
 from gateway.adapters.redis.client import Client, Script, execute, store_errors
 from gateway.domain.errors import ResponseDeleted, Undecipherable, Unprocessable
 from gateway.domain.hints import turn_hint
-from gateway.domain.ports import Chain, Turn, TurnHead, TurnStore, Window
+from gateway.domain.ports import Chain, TokenCipher, Turn, TurnHead, TurnStore, Window
 
 _LONGEST_CHAIN = 10_000
 _ENCODER = msgspec.msgpack.Encoder()
@@ -64,18 +63,18 @@ class RedisTurnStore(TurnStore):
         written = await self._record(
             keys.turn(tenant, turn_id),
             keys.prefix(tenant),
-            _raw(turn_id),
+            wire.raw(turn_id),
             ttl * 1000,
-            _raw(head.parent or ""),
+            wire.raw(head.parent or ""),
             self._cipher.encrypt(
                 _ENCODER.encode(head), tenant=tenant, kind="turn.head", id=turn_id
             ),
             self._seal(turn.items, tenant, "turn.items", turn_id),
             self._seal(turn.response, tenant, "turn.response", turn_id),
-            _raw(turn_hint(tenant, turn_id)),
+            wire.raw(turn_hint(tenant, turn_id)),
             _ENCODER.encode(self._indexed(turn)),
             int(new),
-            *((_raw(claim[0]), claim[1]) if claim else ()),
+            *((wire.raw(claim[0]), claim[1]) if claim else ()),
         )
         if written == -1:
             raise ResponseDeleted("The response was deleted.")
@@ -119,10 +118,10 @@ class RedisTurnStore(TurnStore):
         found = await self._chain(
             keys.turn(tenant, turn_id),
             keys.prefix(tenant),
-            _raw(turn_id),
+            wire.raw(turn_id),
             ttl * 1000,
             _LONGEST_CHAIN,
-            _raw(chain_id),
+            wire.raw(chain_id),
             _token(model),
         )
         if found is None:
@@ -132,10 +131,12 @@ class RedisTurnStore(TurnStore):
                 f"The chain has more than {_LONGEST_CHAIN} turns.", code="chain_too_long"
             )
         turns = [
-            self._link(tenant, _text(found[at]), found[at + 1], found[at + 2])
+            self._link(tenant, wire.text(found[at]), found[at + 1], found[at + 2])
             for at in range(len(found) - 3, 1, -3)
         ]
-        window = self._open_window(tenant, _text(found[0]), model, found[1]) if found[0] else None
+        window = (
+            self._open_window(tenant, wire.text(found[0]), model, found[1]) if found[0] else None
+        )
         _verify(turns, window)
         return Chain(turns=turns, window=window)
 
@@ -148,12 +149,12 @@ class RedisTurnStore(TurnStore):
         kept = await self._keep_window(
             keys.turn(tenant, turn_id),
             keys.prefix(tenant),
-            _raw(turn_id),
+            wire.raw(turn_id),
             ttl * 1000,
-            _raw(chain_id),
+            wire.raw(chain_id),
             _token(window.model),
             self._seal(_ENCODER.encode(window), tenant, "turn.window", turn_id),
-            _raw(drop),
+            wire.raw(drop),
         )
         return None if kept is None else self._open_window(tenant, turn_id, window.model, kept)
 
@@ -177,7 +178,7 @@ class RedisTurnStore(TurnStore):
         names = [keys.item(tenant, item) for item in item_ids]
         found = await execute(self._client, "MGET", *names)
         return {
-            item: _text(turn_id)
+            item: wire.text(turn_id)
             for item, turn_id in zip(item_ids, found, strict=True)
             if turn_id is not None
         }
@@ -209,7 +210,7 @@ class RedisTurnStore(TurnStore):
             entries, await execute(self._client, "MGET", *names), strict=True
         ):
             if turn is not None:
-                found.setdefault(content, set()).add(_text(turn))
+                found.setdefault(content, set()).add(wire.text(turn))
         # After a rotation of keys two turns may have said the same under different ones.
         return {
             content: min(turns)
@@ -229,7 +230,7 @@ class RedisTurnStore(TurnStore):
         )
         heads = []
         for _, fields in found:
-            head = await self.head(tenant, _text(fields[b"i"]))
+            head = await self.head(tenant, wire.text(fields[b"i"]))
             if head is not None:
                 heads.append(head)
         return heads, found[-1][0].decode() if len(found) == limit else ""
@@ -244,7 +245,9 @@ class RedisTurnStore(TurnStore):
     @store_errors
     async def delete(self, tenant: str, turn_id: str, *, chain_id: str = "") -> bool:
         key = keys.turn(tenant, turn_id)
-        return bool(await self._delete(key, keys.prefix(tenant), _raw(turn_id), _raw(chain_id)))
+        return bool(
+            await self._delete(key, keys.prefix(tenant), wire.raw(turn_id), wire.raw(chain_id))
+        )
 
     def _seal(self, plain: bytes, tenant: str, kind: str, turn_id: str) -> bytes:
         # Empty means that nothing is kept, which is no secret and need not be sealed.
@@ -272,12 +275,4 @@ def _verify(turns: Sequence[Turn], window: Window | None) -> None:
 
 
 def _token(model: str) -> str:
-    return hashlib.sha256(_raw(model)).hexdigest()[:16]
-
-
-def _raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogatepass")
+    return hashlib.sha256(wire.raw(model)).hexdigest()[:16]

@@ -17,7 +17,7 @@ import msgspec
 from redis.exceptions import NoScriptError
 from typing_extensions import override
 
-from gateway.adapters.redis import keys
+from gateway.adapters.redis import keys, wire
 from gateway.adapters.redis.client import Client, Script, store_errors
 from gateway.domain.errors import Conflict, Undecipherable
 from gateway.domain.ports import Cipher, Due, Outbox, Outcome, Settled, WebhookStore
@@ -90,7 +90,7 @@ class RedisWebhookStore(WebhookStore):
     async def spread(self, tenant: str, event: WebhookEvent, endpoint_ids: Sequence[str]) -> int:
         pairs = [part for one in endpoint_ids for part in (one, delivery_id(tenant, event.id, one))]
         sealed = self._sealing.seal_event(tenant, event.id, event.data)
-        at, ends = f"{event.occurred_at:.3f}", _millis(event.ends_at or 0)
+        at, ends = f"{event.occurred_at:.3f}", wire.millis(event.ends_at or 0)
         call = self._call("spread", tenant, event.id, event.type, at, sealed, ends, *pairs)
         return int(await call)
 
@@ -106,7 +106,7 @@ class RedisWebhookStore(WebhookStore):
     ) -> Sequence[Due]:
         if not tenants:
             return ()
-        calls = [(tenant, _millis(lease), most, *_pairs(tenant, room)) for tenant in tenants]
+        calls = [(tenant, wire.millis(lease), most, *_pairs(tenant, room)) for tenant in tenants]
         try:
             answers = await self._take(calls)
         except NoScriptError:
@@ -153,7 +153,7 @@ class RedisWebhookStore(WebhookStore):
             outcome,
             shown,
             error,
-            _millis(delay),
+            wire.millis(delay),
         )
         return cast("Settled", settled.decode())
 
@@ -230,7 +230,7 @@ class RedisWebhookStore(WebhookStore):
         return bool(await self._call("remove", tenant, endpoint_id))
 
     async def _call(self, operation: str, tenant: str, *args: bytes | str | int) -> Any:
-        given = [_raw(arg) if isinstance(arg, str) else arg for arg in args]
+        given = [wire.raw(arg) if isinstance(arg, str) else arg for arg in args]
         return await self._script(keys.hooks(tenant), *_common(operation, tenant), *given)
 
 
@@ -321,12 +321,3 @@ def _pairs(tenant: str, room: Mapping[tuple[str, str], int]) -> Iterator[str | i
 
 def _by_two(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
     return zip(flat[::2], flat[1::2], strict=True)
-
-
-def _millis(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def _raw(text: str) -> bytes:
-    # Ids come from callers: a lone surrogate must be a miss, not an error.
-    return text.encode("utf-8", "surrogatepass")

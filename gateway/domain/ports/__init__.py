@@ -14,7 +14,7 @@ from gateway.domain.ports.approvals import (
     VoteResult,
 )
 from gateway.domain.ports.audit import AuditHead, AuditLog, AuditState, AuditStore
-from gateway.domain.ports.crypto import Cipher, Signer
+from gateway.domain.ports.crypto import Cipher, Signer, TokenCipher
 from gateway.domain.ports.event_log import EventLog, LogPage
 from gateway.domain.ports.grants import GrantAnswer, GrantStore, Question
 from gateway.domain.ports.jobs import Fleet, Hint, Job, JobQueue, Lane, Wake
@@ -63,6 +63,7 @@ __all__ = [
     "SecretSource",
     "Settled",
     "Signer",
+    "TokenCipher",
     "Turn",
     "TurnHead",
     "TurnStore",

@@ -21,6 +21,14 @@ class Cipher(Protocol):
         ...
 
 
+class TokenCipher(Cipher, Protocol):
+    """A cipher that also names texts by keyed tokens."""
+
+    def tokens(self, text: str, *, tenant: str, kind: str, id: str) -> tuple[str, ...]:
+        """Name a text, once per key, the first key's name first."""
+        ...
+
+
 class Signer(Protocol):
     """Signatures under the key ring, for what is kept outside the store (APPR-11)."""
 
