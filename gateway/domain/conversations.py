@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from gateway.domain.calls import NEW_CHAIN, ChainFacts
 from gateway.domain.documents import Document, Raw, encode, parse_document, raw
 from gateway.domain.history import Kept, hide_ciphertext
 from gateway.domain.requests import item_of
+
+_ITEM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 LOCK = 12.0
 """Seconds that a conversation stays a turn's own after its replica's last sign of life."""
@@ -85,10 +88,17 @@ def new_conversation_id() -> str:
 
 
 def entry_of(kept: Kept) -> Entry:
-    """Make an entry, with an id where the item has none.
+    """Make an entry, with an id of its own where the item has none that can be one.
 
     That id is the conversation's: upstreams are sent the item as it came.
     """
     item = item_of(kept.i)
+    if item.id is not None and is_item_id(item.id):
+        return Entry(item.id, encode(kept))
     prefix = "msg_" if item.type == "message" else "item_"
-    return Entry(item.id or prefix + secrets.token_hex(24), encode(kept))
+    return Entry(prefix + secrets.token_hex(24), encode(kept))
+
+
+def is_item_id(text: str) -> bool:
+    """Tell whether a text can be an item's id: it names keys of the store, and stands in paths."""
+    return _ITEM_ID.fullmatch(text) is not None

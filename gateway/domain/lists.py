@@ -31,7 +31,10 @@ def page_of(items: list[Document], query: Mapping[str, str]) -> dict[str, object
         NotFound: There is no item `after`.
     """
     limit = page_limit(query.get("limit", "20"))
-    if query.get("order", "desc") != "asc":
+    order = query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise BadRequest("'order' must be 'asc' or 'desc'.", code="invalid_value", param="order")
+    if order == "desc":
         items = items[::-1]
     after = query.get("after")
     if after is not None:

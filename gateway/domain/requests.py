@@ -143,13 +143,13 @@ def _tools(document: Document, bounds: Bounds) -> tuple[Raw, ...]:
     return tuple(tools)
 
 
-def parse_input(document: Document, bounds: Bounds) -> tuple[Item, ...]:
-    """Read `input` as items.
+def parse_input(document: Document, bounds: Bounds, name: str = "input") -> tuple[Item, ...]:
+    """Read `input`, or a field of another name, as items.
 
     Raises:
         BadRequest: It is neither a string nor a list of objects, or has too many items.
     """
-    value = document.get("input")
+    value = document.get(name)
     if value is None or bytes(value) == b"null":
         return ()
     data = bytes(value)
@@ -158,23 +158,23 @@ def parse_input(document: Document, bounds: Bounds) -> tuple[Item, ...]:
         return (Item(raw=Raw(text), type="message"),)
     if data[:1] != b"[":
         raise BadRequest(
-            "Invalid type for 'input': expected a string or an array of items.",
+            f"Invalid type for '{name}': expected a string or an array of items.",
             code="invalid_type",
-            param="input",
+            param=name,
         )
     raws = parse_array(data)
     if len(raws) > bounds.max_items:
         raise BadRequest(
             f"At most {bounds.max_items} input items are allowed, {len(raws)} were sent.",
             code="array_above_max_length",
-            param="input",
+            param=name,
         )
     try:
         heads = _heads.decode(data)
     except msgspec.ValidationError as exc:
         where = str(exc).rpartition("`$")[2].rstrip("`") or ""
         raise BadRequest(
-            f"Invalid input item: {exc}.", code="invalid_type", param=f"input{where}"
+            f"Invalid input item: {exc}.", code="invalid_type", param=name + where
         ) from exc
     return tuple(
         Item(raw=item, type=head.kind, id=head.id) for item, head in zip(raws, heads, strict=True)

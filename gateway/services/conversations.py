@@ -8,16 +8,23 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
-from gateway.domain.conversations import Conversation, Entry, entry_of, new_conversation_id
-from gateway.domain.documents import NULL, Document, encode, field, parse_document
+from gateway.domain.conversations import (
+    Conversation,
+    Entry,
+    entry_of,
+    is_item_id,
+    new_conversation_id,
+)
+from gateway.domain.documents import NULL, Document, Raw, encode, field, parse_document
 from gateway.domain.errors import BadRequest, Conflict, Forbidden, NotFound
 from gateway.domain.history import Kept
 from gateway.domain.lists import page_of
 from gateway.domain.ports import ConversationStore, Turn, TurnHead, TurnStore, UpstreamClient
-from gateway.domain.requests import ENCRYPTED_REASONING, Bounds, parse_input
+from gateway.domain.requests import ENCRYPTED_REASONING, Bounds, Item, parse_input
 from gateway.domain.smuggling import refuse_acknowledgements, refuse_smuggled_items
 from gateway.domain.turns import text_field
 from gateway.services.callers import Caller, owned
@@ -28,6 +35,9 @@ from gateway.services.refusals import Refusals
 _MCP = frozenset({"mcp_approval_request", "mcp_approval_response", "mcp_call", "mcp_list_tools"})
 _MOST_ITEMS, _MOST_PAIRS, _LONGEST_KEY, _LONGEST = 20, 16, 64, 512
 """What the API allows: items added at once; pairs of metadata, and their characters."""
+
+_MESSAGE: Mapping[str, Any] = {"role": str, "content": str | list[dict[str, Raw]]}
+"""What a message cannot do without."""
 
 _ID = re.compile(r"[\w-]{1,128}")
 
@@ -228,9 +238,7 @@ class ConversationService:
 
     async def _check(self, caller: Caller, document: Document) -> None:
         """Refuse items that could authorize a tool: those come from upstreams only."""
-        items = parse_input(
-            {"input": document["items"]} if "items" in document else {}, self._bounds
-        )
+        items = parse_input(document, self._bounds, "items")
         refuse_smuggled_items(items)
         async with self._refusals.noted(caller, "", tried="send"):
             refuse_acknowledgements(items, name="items")
@@ -289,21 +297,43 @@ def _entries(document: Document, bounds: Bounds) -> list[Entry]:
     given = document.get("items", NULL)
     if bytes(given)[:1] not in (b"[", b"n"):
         raise BadRequest("'items' must be an array.", code="invalid_type", param="items")
-    items = parse_input({"input": given}, bounds)
+    items = parse_input(document, bounds, "items")
     if len(items) > _MOST_ITEMS:
         raise BadRequest(
             f"At most {_MOST_ITEMS} items are added at once.",
             code="array_above_max_length",
             param="items",
         )
+    seen: set[str] = set()
     for index, item in enumerate(items):
-        if item.type == "item_reference":
-            raise BadRequest(
-                "A conversation holds items, and no references to them.",
-                code="invalid_value",
-                param=f"items[{index}]",
-            )
+        _check_item(item, f"items[{index}]", seen)
     return [entry_of(Kept("in", item.raw)) for item in items]
+
+
+def _check_item(item: Item, param: str, seen: set[str]) -> None:
+    """Refuse what would be lost, or what each later turn would be refused for."""
+    if item.type == "item_reference":
+        raise BadRequest(
+            "A conversation holds items, and no references to them.",
+            code="invalid_value",
+            param=param,
+        )
+    if item.id is not None and (not is_item_id(item.id) or item.id in seen):
+        raise BadRequest(
+            "An item's id has 1 to 64 letters, digits, '_' and '-', and comes once.",
+            code="invalid_value",
+            param=f"{param}.id",
+        )
+    seen.add(item.id or "")
+    if item.type == "message":
+        document = parse_document(item.raw)
+        for name, kind in _MESSAGE.items():
+            if field(document, name, kind, param=f"{param}.{name}") is None:
+                raise BadRequest(
+                    f"Missing required parameter: '{param}.{name}'.",
+                    code="missing_required_parameter",
+                    param=f"{param}.{name}",
+                )
 
 
 def _wants_ciphertext(query: Mapping[str, str]) -> bool:

@@ -371,6 +371,12 @@ async def test_a_conversation_is_its_owners_and_not_readable_at_rest(
         ({"items": [{"role": "user", "content": "x"}] * 21}, "items"),
         ({"metadata": {"x" * 65: "y"}}, "metadata"),
         ({"items": "hello"}, "items"),
+        ({"items": [1]}, "items[0]"),
+        ({"items": [{"role": "user"}]}, "items[0].content"),
+        ({"items": [{"role": "user", "content": 5}]}, "items[0].content"),
+        ({"items": [{"type": "message", "content": "x"}]}, "items[0].role"),
+        ({"items": [{"id": "Ada is ill", "role": "user", "content": "x"}]}, "items[0].id"),
+        ({"items": [{"id": "m1", "role": "user", "content": "x"}] * 2}, "items[1].id"),
     ],
 )
 async def test_bad_input_names_its_field(
@@ -380,6 +386,39 @@ async def test_bad_input_names_its_field(
         answer = await client.post("/v1/conversations", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.covers("CHAIN-5", "STATE-4")
+async def test_an_id_that_says_something_is_no_key_of_the_store(
+    stack: Stack, pair: tuple[Gateway, Gateway]
+) -> None:
+    client = pair[0].client()
+    talk = await client.conversations.create()
+    word = marker()
+    said = {"role": "user", "id": f"{word} is/ill", "content": "/echo hi"}
+    assert (await create(pair[1], [said], conversation=talk.id, tools=())).status_code == 200
+    first = (await client.conversations.items.list(talk.id, order="asc")).data[0]
+    same = await client.conversations.items.retrieve(first.id or "", conversation_id=talk.id)
+    assert same.id == first.id
+    store = redis.Redis.from_url(stack.redis_url)
+    names = list(store.scan_iter("*"))
+    assert not [name for name in names if word.encode() in name + (store.dump(name) or b"")]
+    store.close()
+
+
+@pytest.mark.covers("CHAIN-5")
+async def test_an_order_that_there_is_not_is_refused(
+    gateway: Gateway, pair: tuple[Gateway, Gateway]
+) -> None:
+    talk = await pair[0].client().conversations.create()
+    mine = (await create(gateway, "/echo hi", store=False, tools=())).json()["id"]
+    for one, path in (
+        (pair[1], f"/v1/conversations/{talk.id}/items"),
+        (gateway, f"/v1/responses/{mine}/input_items"),
+    ):
+        async with one.http() as client:
+            answer = await client.get(path, params={"order": "newest"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "order")
 
 
 @pytest.mark.covers("CHAIN-5", "STATE-4")
