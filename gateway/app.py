@@ -94,6 +94,7 @@ async def _open(stack: AsyncExitStack, settings: Settings, life: Lifecycle) -> l
 async def _outside(stack: AsyncExitStack, settings: Settings, secrets: SecretResolver) -> Outside:
     upstreams = OpenAIUpstreams(settings.to_upstreams(), secrets)
     stack.push_async_callback(upstreams.aclose)
+    await upstreams.warm()
     sender = await stack.enter_async_context(
         HttpWebhookSender(timeout=settings.webhook_delivery.timeout)
     )

@@ -138,6 +138,11 @@ class View:
         )
 
     @property
+    def hides_ciphertext(self) -> bool:
+        """Whether reasoning items are shown without `encrypted_content`."""
+        return self._hide
+
+    @property
     def changes_opening(self) -> bool:
         """Whether even the first leg's opening events must be rewritten."""
         return self._first_changes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -53,12 +53,6 @@ def json_result(body: bytes) -> LegResult:
 _MOST_AFTER = 4096
 
 
-@dataclass(slots=True)
-class _Noted:
-    done: dict[str, tuple[int, Raw]] = field(default_factory=dict)
-    response: Document = field(default_factory=dict)
-
-
 class Interceptor:
     """Reads one leg of a turn; the caller sees one stream whatever the number of legs (APPR-2).
 
@@ -77,7 +71,7 @@ class Interceptor:
         self._later = state.legs > 0 or state.background
         self._offset = state.output_count
         self._framer = events.Framer()
-        self._noted = _Noted()
+        self._done: dict[str, tuple[int, Raw]] = {}
         self._last_block = b""
         self._terminal: tuple[Frame, Document] | None = None
         self._sequence = state.sequence
@@ -139,11 +133,6 @@ class Interceptor:
         """Whether more followed the terminal event than any provider means to send."""
         return sum(map(len, self._after)) > _MOST_AFTER
 
-    @property
-    def response(self) -> Document:
-        """The response as far as it is known."""
-        return self._noted.response
-
     def _pass(self, block: bytes) -> bytes:
         if not self._later:
             self._last_block = block
@@ -176,9 +165,10 @@ class Interceptor:
         self._sequence = self._sequence + 1 if number is None else number + 1
 
     def _opening(self, frame: Frame) -> bytes:
+        if self._state.turn_id and not (self._later or self._view.changes_opening):
+            return self._pass(frame.data)  # opened already, and nothing is to be changed
         document = frame.document()
         response = _object(document, "response")
-        self._noted.response = response
         if not self._state.first:
             self._state.first = response
         if not self._state.turn_id:
@@ -192,12 +182,15 @@ class Interceptor:
         return events.rewrite(frame, document)
 
     def _item(self, frame: Frame) -> bytes:
+        done = frame.type == "response.output_item.done"
+        if not (done or self._later or self._view.hides_ciphertext):
+            return self._pass(frame.data)
         document = frame.document()
         item = document.get("item", NULL)
-        if frame.type == "response.output_item.done":
+        if done:
             id_ = text_field(_object(document, "item"), "id")
             if id_:
-                self._noted.done[id_] = (_index(document), Raw(bytes(item)))
+                self._done[id_] = (_index(document), Raw(bytes(item)))
         self._number(document)
         shown = self._view.item(item)
         if shown is item and not self._later:
@@ -220,7 +213,6 @@ class Interceptor:
     def _ending(self, frame: Frame) -> bytes:
         document = frame.document()
         response = _object(document, "response")
-        self._noted.response = response
         if not self._state.turn_id:
             self._state.turn_id = text_field(response, "id")
         self._terminal = (frame, document)
@@ -228,7 +220,7 @@ class Interceptor:
             number = events.sequence_number(document)
             # Without numbers of its own the stream is counted by what was passed.
             self._sequence = self.sequence if number is None else number
-        output = stored_output(output_of(response), self._noted.done)
+        output = stored_output(output_of(response), self._done)
         self.result = LegResult(response=response, output=output, event=frame.type)
         return b""
 

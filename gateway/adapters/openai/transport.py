@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 import httpx2
@@ -47,20 +46,21 @@ class Template:
         return url.extend_query(query) if query else url
 
 
-class _Recorder(httpx2.AsyncClient):
+class _Recorder(httpx2.AsyncBaseTransport):
     """Keeps the request that the SDK would send."""
 
     request_seen: httpx2.Request | None = None
 
     @override
-    async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         self.request_seen = request
-        return httpx2.Response(200, json={}, request=request)
+        return httpx2.Response(200, json={})
 
 
 async def write_template(upstream: Upstream, method: str) -> Template:
     """Have the SDK write a request to an upstream, credential aside."""
-    async with _Recorder() as recorder:
+    recorder = _Recorder()
+    async with httpx2.AsyncClient(transport=recorder, trust_env=False) as http_client:
         client = openai.AsyncOpenAI(
             base_url=upstream.base_url,
             api_key="replaced-by-the-credential",
@@ -69,7 +69,7 @@ async def write_template(upstream: Upstream, method: str) -> Template:
             max_retries=0,
             default_headers=dict(upstream.headers),
             default_query=dict(upstream.query),
-            http_client=recorder,
+            http_client=http_client,
         )
         match method:
             case "GET":

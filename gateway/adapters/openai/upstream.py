@@ -67,6 +67,11 @@ class OpenAIUpstreams(UpstreamClient):
     def _one(self, name: str) -> _OneUpstream:
         return upstream_named(self._upstreams, name)
 
+    async def warm(self) -> None:
+        """Do at the start what the first turns would wait for; nothing is sent."""
+        for upstream in self._upstreams.values():
+            await upstream.template("POST")
+
     async def aclose(self) -> None:
         """Close every connection."""
         for upstream in self._upstreams.values():
@@ -110,9 +115,7 @@ class _OneUpstream:
         query: Mapping[str, str] | None,
         headers: Mapping[str, str] | None,
     ) -> aiohttp.ClientResponse:
-        template = self._templates.get(method)
-        if template is None:
-            template = self._templates[method] = await write_template(self._upstream, method)
+        template = await self.template(method)
         sent = template.headers.copy()
         sent["Authorization"] = f"Bearer {await self._credential.get()}"
         if headers:
@@ -121,6 +124,12 @@ class _OneUpstream:
         if response.status >= 300:
             raise UpstreamRefused(response.status, _plain(response), await _read(response))
         return response
+
+    async def template(self, method: str) -> Template:
+        template = self._templates.get(method)
+        if template is None:
+            template = self._templates[method] = await write_template(self._upstream, method)
+        return template
 
     async def aclose(self) -> None:
         await self._wire.aclose()
