@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 
+from tests.clients.catalog import Client
 from tests.conftest import require
+from tests.docs.markdown import DOCS, blocks, section
+from tests.support.stack import Gateway
 
 INSTALL_SECONDS = 600
 LOCKS = Path(__file__).with_name("locks")
+SCRIPTS = LOCKS.with_name("scripts")
+OFFLINE = LOCKS.with_name("offline.py")
+
+SECONDS = 120
+"""How long one scenario may take, with the start of the client."""
+
+CODEX_SETTINGS = next(
+    block.text
+    for block in blocks(section((DOCS / "api.md").read_text(), "## Addresses and credentials"))
+    if block.language == "toml"
+)
+
+Run = Callable[..., Awaitable[Any]]
 
 _QUIET = ["--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1"]
 
@@ -25,7 +45,8 @@ def _cache() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "mcp-gateway-tests"
 
 
-def _all_required() -> bool:
+def all_required() -> bool:
+    """Tell whether no test may be skipped (RUN-3)."""
     return os.environ.get("GATEWAY_TEST_REQUIRE") == "all"
 
 
@@ -46,7 +67,7 @@ class Installer:
         if wanted not in self._failed:
             self._failed[wanted] = _install(wanted, place, commands, inputs)
         if reason := self._failed[wanted]:
-            if _all_required():
+            if all_required():
                 pytest.fail(reason)
             pytest.skip(reason)
 
@@ -64,7 +85,7 @@ class Npm(Installer):
         wanted = f"{package}@{version}"
         place = _cache() / wanted.replace("/", "+")
         if not (place / "node_modules").is_dir():
-            if megabytes > 100 and not _all_required():
+            if megabytes > 100 and not all_required():
                 pytest.skip(f"{wanted} has {megabytes} MB; GATEWAY_TEST_REQUIRE=all installs it")
             command = [require("npm"), "install", "--prefix", ".", "--no-save", *_QUIET, wanted]
             self.need(wanted, place, command, inputs=None)
@@ -152,3 +173,40 @@ def npm() -> Npm:
 def pypi() -> Pypi:
     """Where packages for Python come from."""
     return Pypi()
+
+
+@pytest.fixture
+def run(client: Client, scenario: str, npm: Npm, pypi: Pypi, tmp_path: Path) -> Run:
+    """Run the scenario with the client as a program of its own."""
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]}
+    if client.offline:
+        ((package, version),) = client.packages.items()
+        modules = npm.install(package, version, megabytes=404)
+        environment |= {"CODEX": str(modules / ".bin" / "codex"), "SCRATCH": str(tmp_path)}
+    if client.language == "node":
+        program = require("node")
+        environment["CLIENT_MODULES"] = str(npm.locked(client.lock))
+    else:
+        program = str(pypi.locked(client.lock)) if client.lock else sys.executable
+    command = [program, str(SCRIPTS / client.script)]
+
+    async def run(gateway: Gateway, word: str = "") -> Any:
+        port = gateway.url.rpartition(":")[2]
+        before = [sys.executable, str(OFFLINE), port] if client.offline else []
+        with anyio.fail_after(SECONDS):
+            done = await anyio.run_process(
+                [*before, *command, scenario, word, *client.arguments],
+                check=False,
+                env={
+                    **environment,
+                    "GATEWAY_URL": gateway.url,
+                    "GATEWAY_KEY": gateway.keys["caller"],
+                    "CODEX_SETTINGS": CODEX_SETTINGS.replace(
+                        "https://gateway.example.com", gateway.url
+                    ),
+                },
+            )
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run

@@ -73,20 +73,6 @@ const scenarios = {
     };
   },
 
-  async chain() {
-    let previous_response_id;
-    const texts = [];
-    const ids = [];
-    for (const input of ["/think of a name\n/echo first", "/echo second", "/recall"]) {
-      const request = { model, input, store: false, previous_response_id };
-      const response = await client.responses.create(request);
-      previous_response_id = response.id;
-      ids.push(response.id);
-      texts.push(response.output_text);
-    }
-    return { texts, ids };
-  },
-
   async error() {
     try {
       await client.responses.create({ model, input: "x", previous_response_id: "resp_unknown" });

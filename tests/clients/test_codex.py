@@ -1,129 +1,76 @@
-"""The Codex CLI through the gateway, over HTTP and WebSocket: it never stores.
+"""The Codex CLI in the transport that it was told to use, and cut off from the network.
 
-Over HTTP it replays its own items; over a WebSocket it prewarms, and then continues by id.
+What it does is tried in `test_clients.py`, with the other clients.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import sys
+from urllib.parse import urlsplit
 
 import pytest
 
-from tests.clients.conftest import Npm
-from tests.docs.markdown import DOCS, blocks, section
+from gateway.domain.ports import TurnHead
+from gateway.stores import open_stores
+from tests.clients.catalog import Client, able
+from tests.clients.conftest import OFFLINE, Run, all_required
+from tests.clients.offline import IMPOSSIBLE
+from tests.support.approvals import tenancy
 from tests.support.stack import Gateway, Stack
 
-VERSION = "0.169.0"
-
-AS_DOCUMENTED = next(
-    block.text
-    for block in blocks(section((DOCS / "api.md").read_text(), "## Addresses and credentials"))
-    if block.language == "toml"
-)
-
-QUIET = """
-request_max_retries = 0
-stream_max_retries = 0
-
-[analytics]
-enabled = false
-
-[feedback]
-enabled = false
-
-[otel]
-exporter = "none"
-"""
-
-Run = Callable[..., str]
-
-pytestmark = pytest.mark.node
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
 
 
-@pytest.fixture(params=["http", "websocket"])
-def transport(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+async def heads(gateway: Gateway) -> list[TurnHead]:
+    """The turns of the gateway's tenant, oldest first."""
+    async with open_stores(gateway.settings) as stores:
+        found, _ = await stores.turns.recent(gateway.settings.tenants[0].id)
+        return list(found)[::-1]
 
 
-@pytest.fixture
-def codex(npm: Npm, gateway: Gateway, tmp_path: Path, transport: str) -> Run:
-    program = npm.install("@openai/codex", VERSION, megabytes=404) / ".bin" / "codex"
-    home = tmp_path / "home"
-    (home / ".codex").mkdir(parents=True)
-    settings = AS_DOCUMENTED.replace("https://gateway.example.com", gateway.url)
-    settings += "supports_websockets = true\n" if transport == "websocket" else ""
-    first = 'model = "gpt-5.5"\ncheck_for_update_on_startup = false\n'
-    (home / ".codex" / "config.toml").write_text(first + settings + QUIET)
-    work = tmp_path / "work"
-    work.mkdir()
-
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [str(program), "exec", *arguments],
-            cwd=work,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env={
-                "PATH": os.environ["PATH"],
-                "HOME": str(home),
-                "CODEX_HOME": str(home / ".codex"),
-                "GATEWAY_KEY": gateway.keys["caller"],
-                "NO_PROXY": "127.0.0.1",
-            },
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    return run
-
-
-def _turns(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [one["body"] for one in requests if one["path"].endswith("/responses")]
-
-
-async def _most_sockets(gateway: Gateway, done: asyncio.Event) -> float:
-    """Watch how many sockets are open; over HTTP there is never one."""
-    most = 0.0
-    async with gateway.http() as client:
-        while not done.is_set():
-            lines = (await client.get("/metrics")).text.splitlines()
-            counts = [one for one in lines if one.startswith("gateway_websockets_open{")]
-            most = max([most, *(float(one.split(" ")[1]) for one in counts)])
-            await asyncio.sleep(0.02)
-    return most
-
-
-@pytest.mark.covers("API-1", "API-6", "STATE-1")
-async def test_a_session_runs_and_is_resumed(
-    codex: Run, stack: Stack, gateway: Gateway, transport: str
+@pytest.mark.covers("API-6", "STATE-1", "CHAIN-1")
+@able("chain", only="codex-websocket")
+async def test_over_a_websocket_turns_are_prewarmed_and_continue_by_id(
+    run: Run, client: Client, stack: Stack
 ) -> None:
-    await stack.forget()
-    done = asyncio.Event()
-    opened = asyncio.ensure_future(_most_sockets(gateway, done))
+    with stack.gateway(**tenancy(stack)) as gateway:
+        assert "sunny in Paris" in (await run(gateway))["text"]
+        warmed, called, ended = await heads(gateway)
+    assert (warmed.legs, called.legs, ended.legs) == (0, 1, 1)  # the first one called no model
+    assert (called.parent, ended.parent) == (warmed.id, called.id)
+    assert not any(head.stored for head in (warmed, called, ended))
 
-    async def run(*arguments: str) -> str:
-        return await asyncio.to_thread(codex, *arguments)
 
-    first = await run("--skip-git-repo-check", "-s", "read-only", "/echo the first answer")
-    assert "the first answer" in first
-    again = await run("resume", "--last", "--skip-git-repo-check", "/echo the second answer")
-    assert "the second answer" in again
+@pytest.mark.covers("API-1", "STATE-1")
+@able("functions_stateless", only="codex-http", again=True)
+async def test_over_http_each_turn_brings_its_whole_history(
+    run: Run, client: Client, stack: Stack
+) -> None:
+    with stack.gateway(**tenancy(stack)) as gateway:
+        await stack.forget()
+        assert (await run(gateway))["cities"] == ["Paris"]
+        assert [head.parent for head in await heads(gateway)] == [None] * 3
+    for request in await stack.requests():
+        if request["path"].endswith("/responses"):
+            # Fields that the gateway does not know pass (API-3).
+            assert "client_metadata" in request["body"]
 
-    done.set()
-    assert (await opened > 0) == (transport == "websocket")
 
-    first_turn, *_, last_turn = _turns(await stack.requests())
-    for turn in (first_turn, last_turn):
-        assert turn["store"] is False
-        assert turn["stream"] is True
-        assert turn["include"] == ["reasoning.encrypted_content"]
-        assert "client_metadata" in turn  # fields that the gateway does not know pass (API-3)
-    said = [item for item in last_turn["input"] if item.get("role") == "assistant"]
-    assert "the first answer" in str(said)
+@pytest.mark.node
+@pytest.mark.parametrize("other", [False, True], ids=["the gateway", "anything else"])
+def test_a_client_without_network_reaches_the_gateway_alone(
+    gateway: Gateway, stack: Stack, other: bool
+) -> None:
+    here, there = urlsplit(gateway.url), urlsplit(stack.emulator_url if other else gateway.url)
+    wanted = [sys.executable, "-c", CONNECT, str(there.hostname), str(there.port)]
+    done = subprocess.run(
+        [sys.executable, str(OFFLINE), str(here.port), *wanted],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if done.returncode == IMPOSSIBLE and not all_required():
+        pytest.skip(done.stderr)
+    assert (done.returncode == 0) != other, done.stderr
+    assert ("Connection refused" in done.stderr) == other
