@@ -38,6 +38,7 @@ from gateway.services.pipe import Pipe
 from gateway.services.policy import Policy, PolicyEngine
 from gateway.services.preparation import Catalog, Preparation
 from gateway.services.prewarm import Prewarming
+from gateway.services.recording import Recorder
 from gateway.services.records import Records
 from gateway.services.redaction import RedactingUpstreams
 from gateway.services.refusals import Refusals
@@ -264,17 +265,25 @@ class Wiring:
         )
 
     @cached_property
+    def recorder(self) -> Recorder:
+        """Puts turns on record."""
+        return Recorder(
+            turns=self.stores.turns,
+            conversations=self.stores.conversations,
+            outbox=self.stores.outbox,
+            audit=self.stores.audit,
+            meter=self.meter,
+        )
+
+    @cached_property
     def pipe(self) -> Pipe:
         """Runs turns."""
         return Pipe(
             legs=self.legs,
             settlement=self.settlement,
-            turns=self.stores.turns,
-            conversations=self.stores.conversations,
+            recorder=self.recorder,
             approvals=self.stores.approvals,
             jobs=self.stores.jobs,
-            outbox=self.stores.outbox,
-            audit=self.stores.audit,
             meter=self.meter,
             lease=self.lease,
             version=self.settings.version,
@@ -295,6 +304,7 @@ class Wiring:
             following=self.following,
             endings=self.endings,
             pipe=self.pipe,
+            recorder=self.recorder,
             chains=self.chains,
             settlement=self.settlement,
             servers=self.servers,

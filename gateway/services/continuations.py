@@ -56,8 +56,9 @@ from gateway.services.failures import (
     repeated_alone,
 )
 from gateway.services.following import RUNNING, Following
-from gateway.services.pipe import Overtaken, Pipe, Tee, continuation
+from gateway.services.pipe import Pipe, Tee, continuation
 from gateway.services.preparation import restore_tools
+from gateway.services.recording import Overtaken, Recorder
 from gateway.services.settlement import ReceiptMismatch, Running, Settlement
 from gateway.services.turns import LogTee
 
@@ -92,6 +93,7 @@ class Continuations:
         following: Following,
         endings: Endings,
         pipe: Pipe,
+        recorder: Recorder,
         chains: Chains,
         settlement: Settlement,
         servers: Mapping[str, McpServer],
@@ -112,6 +114,7 @@ class Continuations:
         self._following = following
         self._endings = endings
         self._pipe = pipe
+        self._recorder = recorder
         self._chains = chains
         self._settlement = settlement
         self._servers = servers
@@ -307,7 +310,7 @@ class Continuations:
             },
         )
         if isinstance(error, ReceiptMismatch):
-            await self._pipe.lock(running, error)
+            await self._recorder.lock(running, error)
         if what.status is BatchStatus.FAILED:
             await self._tell(batch, "failed", error.code or "")
         held = await self._approvals.finish(

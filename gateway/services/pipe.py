@@ -26,47 +26,35 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
-
-import msgspec
+from dataclasses import dataclass
 
 from gateway.domain import events
 from gateway.domain.approvals import Approval, ApprovalStatus, Batch, BatchStatus, withdrawn
-from gateway.domain.conversations import Progress, entry_of
-from gateway.domain.documents import NULL, Document, Raw, encode, parse_array, raw
+from gateway.domain.documents import NULL, Raw, encode, parse_array, raw
 from gateway.domain.errors import (
-    Conflict,
     GatewayError,
-    ResponseDeleted,
     UpstreamDisconnected,
     UpstreamRefused,
 )
-from gateway.domain.history import Kept, contents_of, ids_of, pack
+from gateway.domain.history import Kept
 from gateway.domain.own_response import own_response
 from gateway.domain.ports import (
     ApprovalStore,
-    AuditLog,
     ByteStream,
-    ConversationStore,
     Job,
     JobQueue,
     Meter,
-    Outbox,
-    Turn,
-    TurnHead,
-    TurnStore,
     UpstreamAnswer,
 )
-from gateway.domain.requests import conversation_of
 from gateway.domain.scrubbing import Scrubber
-from gateway.domain.turns import FIRST_RUN, TurnState, text_field
+from gateway.domain.turns import FIRST_RUN, TurnState
 from gateway.services.answers import LEASE, responses
-from gateway.services.endings import UNKEPT_TTL, count
 from gateway.services.failpoints import Point, reached
 from gateway.services.failures import as_error, batch_after, unknown_response
 from gateway.services.interception import Interceptor, LegResult
 from gateway.services.legs import Leg, Legs, request_id
-from gateway.services.settlement import ReceiptMismatch, Running, Settlement, id_reused
+from gateway.services.recording import Overtaken, Recorder
+from gateway.services.settlement import ReceiptMismatch, Running, Settlement
 
 logger = logging.getLogger("gateway.turns")
 
@@ -74,17 +62,8 @@ logger = logging.getLogger("gateway.turns")
 READ_ON = 0.1
 """Seconds that the end of an upstream's body may take after its terminal event."""
 
-LONGEST_NAME = 200
-"""Characters of an upstream's name for something that go on record."""
-
 LOOK_LATER = 3
 """Leases after which a worker looks whether a turn that was to be held has its batch."""
-
-
-class Overtaken(Conflict):
-    """Another worker holds the batch: what this one knows of it is old, and it must not speak."""
-
-    default_code = "already_continued"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +111,9 @@ class Pipe:
         *,
         legs: Legs,
         settlement: Settlement,
-        turns: TurnStore,
-        conversations: ConversationStore,
+        recorder: Recorder,
         approvals: ApprovalStore,
         jobs: JobQueue,
-        outbox: Outbox,
-        audit: AuditLog,
         meter: Meter,
         lease: float = LEASE,
         version: str = "",
@@ -145,12 +121,9 @@ class Pipe:
         self._lease = lease
         self._version = version
         self._jobs = jobs
-        self._outbox = outbox
-        self._audit = audit
         self._legs = legs
         self._settlement = settlement
-        self._turns = turns
-        self._conversations = conversations
+        self._recorder = recorder
         self._approvals = approvals
         self._meter = meter
 
@@ -270,7 +243,7 @@ class Pipe:
             async for block in blocks:
                 if not noted and running.state.turn_id:
                     noted = True
-                    await self._record(running, running.state.first, status="queued")
+                    await self._recorder.record(running, running.state.first, status="queued")
                 yield block
 
     async def settle(self, running: Running, result: LegResult) -> Outcome:
@@ -294,7 +267,7 @@ class Pipe:
     async def _follow(self, running: Running, result: LegResult, tee: Tee) -> Outcome:
         approvals = await self._settlement.note(running, result)
         if not approvals:
-            await self._record(running, result.response)
+            await self._recorder.record(running, result.response)
             return Ended()
         pending = [one for one in approvals if one.status is ApprovalStatus.PENDING]
         if not pending and not running.held:
@@ -302,7 +275,7 @@ class Pipe:
             return Next(continuation(running, await self._settlement.revalidate(running, batch)))
         if any(one.by == "caller" for one in pending):
             batch = await self._settlement.open(running, approvals, held=b"", lease=None)
-            await self._record(running, result.response, batch=batch.id)
+            await self._recorder.record(running, result.response, batch=batch.id)
             return Ended(batch)
         return await self._hold(running, result, approvals, tee)
 
@@ -313,7 +286,7 @@ class Pipe:
         running.held = True
         await self._let_go(running, result.id, tee)
         shown = {**running.view.final(result.response), "status": raw("in_progress")}
-        await self._record(running, shown, batch=result.id, status="in_progress")
+        await self._recorder.record(running, shown, batch=result.id, status="in_progress")
         held = encode(running.state)
         reached(Point.BEFORE_OPEN_BATCH)
         batch = await self._settlement.open(running, approvals, held=held, lease=None)
@@ -343,7 +316,7 @@ class Pipe:
         tee.add(state.sequence - 1, b"".join(opened))
         batch_id = FIRST_RUN + secrets.token_hex(24)
         await self._let_go(running, batch_id, tee)
-        await self._record(running, state.first, batch=batch_id, status="queued")
+        await self._recorder.record(running, state.first, batch=batch_id, status="queued")
         await self._approvals.open_batch(
             tenant=state.tenant,
             batch_id=batch_id,
@@ -356,7 +329,7 @@ class Pipe:
     async def begin(self, running: Running, batch: Batch) -> None:
         """Put a background turn on record as running."""
         shown = {**running.state.first, "status": raw("in_progress")}
-        await self._record(running, shown, batch=batch.id, status="in_progress")
+        await self._recorder.record(running, shown, batch=batch.id, status="in_progress")
 
     async def _let_go(self, running: Running, batch_id: str, tee: Tee) -> None:
         """Prepare for other replicas: the events so far, and a look at what became of the turn.
@@ -365,7 +338,7 @@ class Pipe:
         """
         state = running.state
         state.version = self._version
-        await self._keep_conversation(running)
+        await self._recorder.keep_conversation(running)
         await tee.flush()
         look = Job(
             token="",
@@ -376,124 +349,6 @@ class Pipe:
             target=state.turn_id,
         )
         await self._jobs.add(look, delay=LOOK_LATER * self._lease)
-
-    async def _record(
-        self,
-        running: Running,
-        response: Document,
-        *,
-        batch: str = "",
-        status: str | None = None,
-        code: str | None = None,
-    ) -> None:
-        state = running.state
-        ends = status is None
-        if ends:
-            self._count(running, response, code)
-        if not state.keep and not running.held:
-            return
-        if ends and state.conversation_id:
-            await self._converse(running, _status(response), code)
-        served = not state.stored or state.legs > 1 or running.held or code is not None
-        shown = running.view.final(response) if ends else response
-        new, running.recorded = not running.recorded, True
-        # A background turn may be cancelled while it runs: then this end must not be written.
-        claimed = running.batch if state.background else None
-        try:
-            written = await self._turns.record(
-                Turn(
-                    head=TurnHead(
-                        id=state.turn_id,
-                        tenant=state.tenant,
-                        upstream=state.upstream,
-                        end_user=state.end_user,
-                        parent=state.parent,
-                        last_leg=state.last_leg,
-                        status=status or _status(response),
-                        stored=state.stored,
-                        legs=state.legs,
-                        subject=state.subject,
-                        model=state.model,
-                        batch=batch,
-                        served=served,
-                        facts=state.facts,
-                        code=code or "",
-                        began=state.started_at,
-                        trace=tuple(state.trace),
-                        conversation=state.conversation_id,
-                        window=state.window,
-                        compacted=state.compacted,
-                    ),
-                    items=pack(state.items) if state.keep else b"",
-                    # One whose caller is asked is shown to who chooses for it (APPR-5).
-                    response=running.scrubber.scrub(encode(shown)) if served or batch else b"",
-                    item_ids=ids_of(state.items) if state.keep else (),
-                    contents=contents_of(state.items) if state.keep and not state.stored else (),
-                ),
-                ttl=running.tenant.ttl if state.keep or not ends else UNKEPT_TTL,
-                new=new,
-                claim=(claimed.id, claimed.fence) if claimed else None,
-            )
-        except ResponseDeleted:
-            if ends:
-                return
-            raise  # nobody is asked about a turn that its caller has deleted
-        if not written and claimed is not None:
-            raise Overtaken("The claim of the response was lost.")
-        if not written:
-            raise id_reused(state.turn_id)
-
-    async def _keep_conversation(self, running: Running) -> None:
-        """Keep a turn's conversation for it until it ends, in whatever process that is."""
-        state = running.state
-        if not state.conversation_id or state.lock == state.turn_id:
-            return
-        ttl = running.tenant.ttl
-        await self._conversations.lock(
-            state.tenant,
-            state.conversation_id,
-            state.turn_id,
-            seconds=ttl,
-            ttl=ttl,
-            instead=state.lock,
-        )
-        state.lock = state.turn_id
-
-    async def _converse(self, running: Running, status: str, code: str | None) -> None:
-        """Take an ended turn into its conversation, before its terminal event leaves (CHAIN-5).
-
-        A turn that failed leaves nothing there, and the next one may begin; one that was cancelled
-        or deleted while it ran in background has lost its claim, and leaves nothing either.
-        """
-        state = running.state
-        claimed = running.batch if state.background else None
-        if code is None and status in ("completed", "incomplete"):
-            await self._conversations.append(
-                state.tenant,
-                state.conversation_id,
-                [entry_of(kept) for kept in state.items if kept.o != "lost"],
-                ttl=running.tenant.ttl,
-                token=state.lock,
-                progress=Progress(state.facts),
-                claim=(claimed.id, claimed.fence) if claimed else ("", 0),
-            )
-        else:
-            await self._conversations.unlock(state.tenant, state.conversation_id, state.lock)
-
-    def _count(self, running: Running, response: Document, code: str | None) -> None:
-        state = running.state
-        self._ended(running, _status(response), code=code)
-        usage = state.usage
-        self._meter.tokens(
-            upstream=state.upstream,
-            model=state.model,
-            input=_number(usage.get("input_tokens")),
-            output=_number(usage.get("output_tokens")),
-        )
-        withheld = response.get("input_transformations")
-        if withheld is not None and bytes(withheld)[:1] == b"[":
-            count = len(msgspec.json.decode(withheld, type=list[Raw]))
-            self._meter.withheld(state.upstream, count)
 
     async def _finish(
         self, running: Running, batch: Batch, status: BatchStatus, next_id: str | None = None
@@ -513,86 +368,15 @@ class Pipe:
         locked = isinstance(error, ReceiptMismatch)
         try:
             if isinstance(error, ReceiptMismatch):
-                await self.lock(running, error)
+                await self._recorder.lock(running, error)
             if batch is not None:
                 await self._finish(running, batch, batch_after(running, error))
             if running.held or locked:
-                await self._record(running, self._failed_response(running, error), code=error.code)
+                await self._recorder.fail(running, error)
         except GatewayError:
             logger.exception("a failed turn could not be recorded")
         if not running.held and not locked:
-            self._ended(running, "error", code=error.code)
-
-    async def lock(self, running: Running, error: ReceiptMismatch) -> None:
-        """Put a call that nobody approved on record, and let no turn go on from it (APPR-7).
-
-        The turn itself is no parent any more; a conversation would hold what it did, so it is
-        locked as well.
-        """
-        state = running.state
-        await self._audit.note(
-            state.tenant,
-            "approval.receipt_mismatch",
-            actor="gateway",
-            subject=error.approval_id or state.turn_id,
-            detail={
-                "response_id": state.turn_id,
-                "upstream_response_id": state.last_leg,
-                "server_label": error.server[:LONGEST_NAME],
-                "tool": error.tool[:LONGEST_NAME],
-                "upstream_request_id": running.upstream_request,
-            },
-        )
-        told = {"object": "response", "status": "failed", "code": error.code}
-        await self._outbox.emit(
-            state.tenant,
-            "approval.receipt_mismatch",
-            state.turn_id,
-            told,
-            occurrence=state.last_leg,
-        )
-        if state.conversation_id:
-            await self._conversations.append(
-                state.tenant,
-                state.conversation_id,
-                (),
-                ttl=running.tenant.ttl,
-                token=state.lock,
-                progress=Progress(state.facts, error.code or ""),
-            )
-        conversation = conversation_of(state.body)
-        turn = await self._turns.read(state.tenant, conversation) if conversation else None
-        if turn is not None:
-            head = replace(turn.head, code=error.code or "")
-            await self._turns.record(replace(turn, head=head), ttl=running.tenant.ttl)
-
-    def _ended(self, running: Running, status: str, *, code: str | None = None) -> None:
-        """Count and log the end of a turn: ids and names, never content (OPS-1)."""
-        state = running.state
-        seconds = count(self._meter, state, status)
-        logger.info(
-            "turn ended",
-            extra={
-                "request": state.request_id,
-                "turn": state.turn_id,
-                "upstream": state.upstream,
-                "upstream_request": running.upstream_request,
-                "tenant": state.tenant,
-                "key": state.key_id,
-                "status": status,
-                "code": code,
-                "legs": state.legs,
-                "ms": round(seconds * 1000, 1),
-            },
-        )
-
-    def _failed_response(self, running: Running, error: GatewayError) -> Document:
-        shown = running.view.final(running.state.first)
-        return {
-            **shown,
-            "status": raw("failed"),
-            "error": raw({"code": error.code or "server_error", "message": error.message}),
-        }
+            self._recorder.ended(running, "error", code=error.code)
 
     async def _failed(self, running: Running, reader: Interceptor, error: GatewayError) -> bytes:
         await self.failed(running, error)
@@ -614,7 +398,7 @@ class Pipe:
 
         What an open batch ran is not known.
         """
-        await self._leave_conversation(running)
+        await self._recorder.leave_conversation(running)
         batch, running.batch = running.batch, None
         if batch is not None:
             status = BatchStatus.INDETERMINATE if running.dispatched else BatchStatus.READY
@@ -622,15 +406,6 @@ class Pipe:
                 await self._finish(running, batch, status)
             except GatewayError:
                 logger.exception("a batch could not be released")
-
-    async def _leave_conversation(self, running: Running) -> None:
-        keeping, running.keeping = running.keeping, None
-        if keeping is not None:
-            keeping.cancel()
-        state = running.state
-        if state.conversation_id and not running.held:
-            with contextlib.suppress(GatewayError):  # else it ends by its time
-                await self._conversations.unlock(state.tenant, state.conversation_id, state.lock)
 
 
 @contextmanager
@@ -706,11 +481,3 @@ def _ended(reader: Interceptor) -> LegResult:
             "The upstream ended the stream without a terminal event.", code="upstream_incomplete"
         )
     return reader.result
-
-
-def _status(response: Document) -> str:
-    return text_field(response, "status") or "completed"
-
-
-def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
