@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -33,6 +33,7 @@ from gateway.domain.trace import LegSummary, summarize
 from gateway.domain.turns import TurnState, text_field
 from gateway.services.callers import previous_not_found
 from gateway.services.legs import Leg, Legs, request_id
+from gateway.services.settlement import Running
 
 logger = logging.getLogger("gateway.chains")
 
@@ -155,6 +156,30 @@ class Chains:
         state.window = window.turn_id
         return Past(items=unpack(window.items), window=window)
 
+    def backed(self, leg: Leg, past: Past, running: Running) -> Leg:
+        """Let a leg be sent whole, should the upstream not be able to read its window (STATE-5)."""
+        window = past.window
+        if window is None:
+            return leg
+
+        async def whole() -> Raw:
+            running.base = await self._without(window, running.state, running.tenant)
+            return running.base
+
+        return replace(leg, whole=whole)
+
+    async def _without(self, window: Window, state: TurnState, tenant: Tenant) -> Raw:
+        """Write a turn's input from the turns alone, and drop the window that was refused."""
+        turn_id = state.parent or ""
+        chain = await self._turns.chain(state.tenant, turn_id, ttl=tenant.ttl)
+        if chain is None:
+            raise previous_not_found(turn_id)
+        await self._turns.drop_window(state.tenant, window)
+        self._pause((state.upstream, window.model), NOT_OFFERED)
+        state.window = ""
+        items = [kept for turn in chain.turns for kept in unpack(turn.items)]
+        return Past(items=items).followed_by(state)
+
     async def _ask(self, items: Sequence[Kept], state: TurnState) -> list[Raw]:
         """Have the upstream compact some items, and note in the turn what it took."""
         asked = msgspec.structs.replace(state, body=compaction_body(state.body))
@@ -186,14 +211,17 @@ class Chains:
         )
         return output
 
+    def _pause(self, place: tuple[str, str], seconds: float) -> None:
+        now = time.monotonic()
+        self._paused = {one: until for one, until in self._paused.items() if until > now}
+        self._paused[place] = now + seconds
+
     def _give_up(self, place: tuple[str, str], state: TurnState, error: Exception) -> None:
         """Note that a turn goes on uncompacted, and ask less where asking again is in vain."""
-        now = time.monotonic()
         status = error.status_code if isinstance(error, UpstreamRefused) else 0
-        seconds = _pause(error, status)
+        seconds = _how_long(error, status)
         if seconds:
-            self._paused = {one: until for one, until in self._paused.items() if until > now}
-            self._paused[place] = now + seconds
+            self._pause(place, seconds)
         self._meter.compaction(state.upstream, "failed")
         logger.warning(
             "a chain could not be compacted; the turn goes on with all of it",
@@ -206,7 +234,7 @@ class Chains:
         )
 
 
-def _pause(error: Exception, status: int) -> float:
+def _how_long(error: Exception, status: int) -> float:
     if status in _NO_SUCH_PATH:
         return NOT_OFFERED
     refused = isinstance(error, UpstreamRefused) and status < 500 and status != 429

@@ -43,7 +43,7 @@ from gateway.domain.registry import McpServer
 from gateway.domain.requests import item_of
 from gateway.domain.turns import TurnState, View, read_state
 from gateway.services.answers import LEASE
-from gateway.services.chains import Chains
+from gateway.services.chains import Chains, Past
 from gateway.services.endings import Endings, abandoned, cancelled
 from gateway.services.failpoints import Point, reached
 from gateway.services.failures import (
@@ -218,10 +218,13 @@ class Continuations:
             await self._make_up(running)
 
         async def opening() -> ByteStream:
+            past = None
             if not state.stored or (state.parent_leg is None and not batch.approvals):
-                running.base = await self._base(state, running.tenant, batch)
-            checked = await self._settlement.revalidate(running, batch)
-            return await self._pipe.open(running, continuation(running, checked))
+                running.base, past = await self._base(state, running.tenant, batch)
+            leg = continuation(running, await self._settlement.revalidate(running, batch))
+            if past is not None and not batch.approvals:
+                leg = self._chains.backed(leg, past, running)
+            return await self._pipe.open(running, leg)
 
         async with aclosing(self._pipe.events(running, opening, tee)) as blocks:
             async for _ in blocks:
@@ -242,7 +245,9 @@ class Continuations:
             running.batch = batch
             await self._pipe.begin(running, batch)
 
-    async def _base(self, state: TurnState, tenant: Tenant, batch: Batch) -> Raw | None:
+    async def _base(
+        self, state: TurnState, tenant: Tenant, batch: Batch
+    ) -> tuple[Raw | None, Past | None]:
         """Write the first leg's input again: the chain as it is now, and the turn's own items."""
         own = [item_of(item.i) for item in state.items if item.o == "in"]
         if state.conversation_id:
@@ -251,9 +256,9 @@ class Continuations:
             )
             if entries is None:
                 raise Conflict("The conversation was deleted meanwhile.", code="chain_deleted")
-            return raw(replay([[entry.kept for entry in entries]], own))
+            return raw(replay([[entry.kept for entry in entries]], own)), None
         if state.parent is None:
-            return raw([item.raw for item in own]) if own else None
+            return (raw([item.raw for item in own]) if own else None), None
         window = state.window
         past = await self._chains.past(state, tenant)
         if past is None:
@@ -261,7 +266,7 @@ class Continuations:
         if not batch.approvals or state.window != window:
             # The first leg, or one whose model has read a window that is no more.
             past = await self._chains.compacted(past, state, tenant)
-        return past.followed_by(state)
+        return past.followed_by(state), past
 
     async def _make_up(self, running: Running) -> None:
         """Take into the turn what an earlier attempt has shown, so that the stream has no gap.

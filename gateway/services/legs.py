@@ -38,6 +38,7 @@ class Leg:
         input: The upstream input, or `None`.
         previous: The upstream id that it chains on, or `None`.
         first: Whether it is the first leg; only that one may be sent again.
+        whole: Writes the input again without what was compacted, should the upstream refuse it.
     """
 
     state: TurnState
@@ -45,6 +46,7 @@ class Leg:
     input: Raw | None
     previous: str | None
     first: bool = True
+    whole: Callable[[], Awaitable[Raw]] | None = None
 
 
 class Legs:
@@ -120,13 +122,13 @@ class Legs:
                 raise
             return await call(body)
         except UpstreamRefused as exc:
-            mended = self._mend(leg, exc)
+            mended = await self._mend(leg, exc)
             if mended is None:
                 raise
             self._meter.repaired(leg.state.upstream)
             return await call(write_body(mended, tools, stream=stream))
 
-    def _mend(self, leg: Leg, error: UpstreamRefused) -> Leg | None:
+    async def _mend(self, leg: Leg, error: UpstreamRefused) -> Leg | None:
         how = self._upstreams[leg.state.upstream].repair
         if error.status_code not in (400, 404) or how == "off":
             return None
@@ -138,9 +140,12 @@ class Legs:
         data = bytes(leg.input)
         if data[:1] != b"[":
             return None
+        if leg.whole is not None:
+            data = bytes(await leg.whole())
         items = parse_array(data)
         kept = without_reasoning(items, strip_ids=how == "strip_ids")
-        return replace(leg, input=raw(kept)) if kept != items else None
+        changes = kept != items or leg.whole is not None
+        return replace(leg, input=raw(kept)) if changes else None
 
 
 def request_id(headers: Mapping[str, str]) -> str:

@@ -151,11 +151,13 @@ class TurnService:
 
     async def _ready(self, running: Running, leg: Leg, past: Past | None) -> Leg:
         """Compact what was before a leg where that is due: its stream may be open meanwhile."""
-        if past is None or not past.due:
+        if past is None:
             return leg
-        past = await self._chains.compacted(past, running.state, running.tenant)
-        running.base = past.followed_by(running.state)
-        return replace(leg, input=running.base)
+        if past.due:
+            past = await self._chains.compacted(past, running.state, running.tenant)
+            running.base = past.followed_by(running.state)
+            leg = replace(leg, input=running.base)
+        return self._chains.backed(leg, past, running)
 
     def _running(self, caller: Caller, prepared: Prepared) -> Running:
         state = prepared.state

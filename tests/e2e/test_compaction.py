@@ -15,9 +15,9 @@ import pytest
 import redis
 
 from tests.console.conftest import Browser
-from tests.support.approvals import create, decide, issue, marker, settled, tenancy
+from tests.support.approvals import create, decide, issue, marker, retrieved, settled, tenancy
 from tests.support.events import read_events
-from tests.support.provider import Call, message, provider, response
+from tests.support.provider import Call, frame, message, provider, response
 from tests.support.sockets import talk
 from tests.support.stack import Gateway, Stack
 
@@ -54,6 +54,17 @@ async def turn(gateway: Gateway, input: Any, after: str | None = None, **body: A
     if body.get("stream"):
         return read_events(answer.content)[-1]["response"]
     return answer.json()
+
+
+async def ended(gateway: Gateway, id_: str) -> Any:
+    """Poll a background turn until it has ended."""
+    with anyio.fail_after(30):
+        while (found := await retrieved(gateway, id_, wait=5))["status"] in (
+            "queued",
+            "in_progress",
+        ):
+            pass
+    return found
 
 
 async def long_chain(gateway: Gateway, text: str = "/echo plum", **body: Any) -> str:
@@ -237,12 +248,7 @@ async def test_a_turn_in_background_compacts_in_background(gateway: Gateway, sta
     await stack.forget()
     made = await turn(gateway, "/recall", first, background=True)
     assert made["status"] == "queued"
-    with anyio.fail_after(30):
-        while made["status"] in ("queued", "in_progress"):
-            async with gateway.http() as client:
-                headers = {"prefer": "wait=5"}
-                answer = await client.get(f"/v1/responses/{made['id']}", headers=headers)
-            made = answer.json()
+    made = await ended(gateway, made["id"])
     assert made["status"] == "completed"
     doors, sent = zip(*await asked(stack), strict=True)
     assert doors == ("compact", "responses")
@@ -501,6 +507,46 @@ async def test_the_bytes_of_a_window_are_the_upstreams(stack: Stack) -> None:
     ]
     for call in calls[2:]:
         assert item in call.body
+
+
+@pytest.mark.covers("STATE-5", "STATE-6")
+@pytest.mark.parametrize("background", [True, False])
+async def test_a_window_that_the_upstream_cannot_read_is_dropped_and_the_turn_goes_on(
+    stack: Stack, background: bool
+) -> None:
+    ids = iter(range(1, 100))
+    refusal = {"message": "no", "type": "x", "param": None, "code": "invalid_encrypted_content"}
+    made = [{"type": "compaction", "id": "cmp_1", "encrypted_content": "x"}]
+
+    async def answer(call: Call) -> None:
+        if call.path.endswith("/compact"):
+            await call.document(json.dumps(compaction_of(made)).encode())
+        elif "compaction" in types(call.json["input"]):
+            await call.document(json.dumps({"error": refusal}).encode(), status=400)
+        else:
+            usage = {"input_tokens": 5000, "output_tokens": 1, "total_tokens": 5001}
+            one = response(f"resp_{next(ids)}", output=[message("ok")], usage=usage, store=False)
+            if call.json.get("stream"):
+                await call.stream([frame("response.completed", response=one)])
+            else:
+                await call.document(json.dumps(one).encode())
+
+    async with provider(answer) as upstream:
+        own = tenancy(stack, stateless=True, compact_at_tokens=THRESHOLD)
+        with stack.gateway(upstreams=[upstream.settings()], **own) as gateway:
+            last = None
+            for text in ("one", "two", "three"):
+                asks = background and text == "two"
+                went = await turn(gateway, [said(text)], last, background=asks)
+                if asks:
+                    went = await ended(gateway, went["id"])
+                last = went["id"]
+                assert went["status"] == "completed"
+            assert windows_of(stack, gateway) == []
+            assert await metric(gateway, 'gateway_repairs_total{upstream="emulator"}') == 1
+    sent = [(call.path.rpartition("/")[2], len(call.json["input"])) for call in upstream.calls]
+    whole = [("responses", 3), ("responses", 5)]
+    assert sent == [("responses", 1), ("compact", 2), ("responses", 2), *whole]
 
 
 @pytest.mark.covers("STATE-6")

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
-import anyio
 import httpx2
 import openai
 import pytest
@@ -530,62 +529,6 @@ async def test_reasoning_that_the_upstream_withheld_is_counted_and_shown(stack: 
                 metrics = (await client.get("/metrics")).text
     assert made.json()["input_transformations"] == removed
     assert 'gateway_reasoning_withheld_total{upstream="emulator"} 1.0' in metrics
-
-
-@pytest.mark.covers("STATE-6")
-async def test_a_turn_of_a_long_chain_costs_no_more_than_the_first(
-    own_valkey: tuple[EmbeddedValkey, Gateway],
-) -> None:
-    valkey, gateway = own_valkey
-    sizes: list[int] = []
-    previous = None
-    async with gateway.http() as client:
-        with anyio.fail_after(60):
-            for turn in range(200):
-                body = {"model": MODEL, "input": f"/echo word {turn:03}", "store": False}
-                if previous:
-                    body["previous_response_id"] = previous
-                made = await client.post("/v1/responses", json=body)
-                assert made.status_code == 200, made.text
-                previous = made.json()["id"]
-                if turn in (1, 100, 199):
-                    with redis.Redis.from_url(valkey.url) as admin:
-                        key = next(k for k in of_turns(valkey) if previous.encode() in k)
-                        sizes.append(int(admin.memory_usage(key) or 0))
-            said = await client.post(
-                "/v1/responses",
-                json={
-                    "model": MODEL,
-                    "input": "/recall",
-                    "store": False,
-                    "previous_response_id": previous,
-                },
-            )
-    assert "word 000" in said.text
-    assert "word 199" in said.text
-    assert max(sizes) - min(sizes) <= 64
-
-
-@pytest.mark.covers("STATE-6")
-async def test_a_chain_is_read_in_one_round_trip(
-    own_valkey: tuple[EmbeddedValkey, Gateway],
-) -> None:
-    valkey, gateway = own_valkey
-    client = gateway.client()
-    previous: Any = openai.omit
-    for turn in range(8):
-        made = await client.responses.create(
-            model=MODEL, input=f"/echo {turn}", store=False, previous_response_id=previous
-        )
-        previous = made.id
-    with redis.Redis.from_url(valkey.url) as admin:
-        admin.config_resetstat()
-        await client.responses.create(
-            model=MODEL, input="x", store=False, previous_response_id=previous
-        )
-        stats: Any = admin.info("commandstats")
-    # The chain and the record, and what the worker may look for meanwhile (two tenants).
-    assert int(stats["cmdstat_evalsha"]["calls"]) <= 2 + 4
 
 
 @pytest.mark.covers("STATE-1", "API-1")

@@ -79,6 +79,11 @@ def turn(tenant: str, turn_id: str) -> bytes:
     return prefix(tenant) + raw("turn:" + turn_id)
 
 
+def window(tenant: str, turn_id: str, token: str) -> bytes:
+    """Name what takes the place of a chain up to a turn, for the model of a token."""
+    return prefix(tenant) + raw(f"window:{turn_id}:{token}")
+
+
 def turns(tenant: str) -> bytes:
     """Name the list of the newest turns."""
     return prefix(tenant) + b"turns"

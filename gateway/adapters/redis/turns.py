@@ -158,6 +158,12 @@ class RedisTurnStore(TurnStore):
         )
         return None if kept is None else self._open_window(tenant, turn_id, window.model, kept)
 
+    @override
+    @store_errors
+    async def drop_window(self, tenant: str, window: Window) -> None:
+        name = keys.window(tenant, window.turn_id, _token(window.model))
+        await execute(self._client, "DEL", name)
+
     def _open_window(self, tenant: str, turn_id: str, model: str, sealed: bytes) -> Window:
         window = _WINDOW.decode(self._open(sealed, tenant, "turn.window", turn_id))
         if (window.turn_id, window.model) != (turn_id, model):

@@ -187,6 +187,10 @@ class TurnStore(Protocol):
         """Tell until when a turn is kept, in seconds since the epoch; `None` if unknown."""
         ...
 
+    async def drop_window(self, tenant: str, window: Window) -> None:
+        """Delete a window."""
+        ...
+
     async def delete(self, tenant: str, turn_id: str, *, chain_id: str = "") -> bool:
         """Delete a turn and its index and event log at once; false when it was not there.
 
