@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import secrets
 import signal
 import socket
@@ -119,6 +120,13 @@ class Process:
     def running(self) -> bool:
         """Whether it has not ended."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def resident(self) -> int:
+        """Its resident memory in bytes."""
+        assert self._process is not None
+        pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
+        return int(pages) * resource.getpagesize()
 
     def start(self, **environment: str) -> Self:
         """Start it, with further variables this time; `ready` tells when it can be used."""
