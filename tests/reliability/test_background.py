@@ -1,10 +1,12 @@
-"""A replica that runs a background response dies (STREAM-3)."""
+"""A replica that runs a background response dies, or is told to stop (STREAM-3, STREAM-4)."""
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from typing import Any
 
+import anyio
 import httpx2
 import openai
 import pytest
@@ -33,7 +35,7 @@ async def ended(replica: Replica, id_: str) -> Any:
         found = await replica.client().responses.retrieve(id_)
         return found.status not in ("queued", "in_progress")
 
-    await eventually(over, "the response ends")
+    await eventually(over, "the response ends", seconds=60)
     return await replica.client().responses.retrieve(id_)
 
 
@@ -107,3 +109,35 @@ async def test_a_stream_of_a_replica_that_died_is_read_on_at_another(site: Site)
     found = await ended(other, id_)
     assert found.error is not None
     assert found.error.code == "background_lost"
+
+
+@pytest.mark.covers("STREAM-3", "STREAM-4", "STATE-7")
+async def test_a_stop_leaves_queued_turns_to_others_and_fails_what_ran_beyond_the_grace_period(
+    site: Site,
+) -> None:
+    for replica in site.replicas.values():
+        replica.stop()
+    leaving = site.prepare("leaving", server={"grace_period": 1, "max_background": 1})
+    site.up("leaving")
+    client = leaving.client()
+    asked: dict[str, Any] = {"model": "gpt-4.1", "background": True, "store": False}
+    stuck = await client.responses.create(input="/fault silence:600\n/echo stuck.", **asked)
+
+    async def runs() -> bool:
+        return (await client.responses.retrieve(stuck.id)).status == "in_progress"
+
+    await eventually(runs, "the first one runs", seconds=60)
+    words = [f"stopped-{number}" for number in range(3)]
+    queued = [(await client.responses.create(input=f"/echo {word}.", **asked)).id for word in words]
+    leaving.listed = False
+    leaving.signal(signal.SIGTERM)
+    assert await anyio.to_thread.run_sync(leaving.wait, 60.0) == 0
+    (other,) = site.up("other")
+    for id_, word in zip(queued, words, strict=True):
+        assert (await ended(other, id_)).output_text == word + "."
+        assert await posts(site, word + ".") == 1
+    lost = await ended(other, stuck.id)
+    assert (lost.status, lost.error.code) == ("failed", "background_lost")
+    assert await posts(site, "stuck.") == 1
+    for _ in range(2):  # what is over stays what it is
+        assert await other.client().responses.cancel(stuck.id) == lost
