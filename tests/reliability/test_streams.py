@@ -34,7 +34,7 @@ LAG = 5
 BIG = 128 * 1024
 """Bytes of an event for slow readers: of these the upstream sends as many as anybody takes."""
 
-MOST_PER_QUICK, MOST_PER_SLOW = 256 * 1024, 1536 * 1024
+MOST_PER_QUICK, MOST_PER_SLOW = 256 * 1024, 4 * 1024 * 1024
 """Bytes that the gateway's memory may grow by for a stream."""
 
 
