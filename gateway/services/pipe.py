@@ -188,6 +188,7 @@ class Pipe:
                 async with aclosing(leg) as blocks:
                     async for block in blocks:
                         yield block
+                        del block  # or it would stay while the next is awaited, in each stream
                 if running.state.legs == 0 and reader.first_event_at is not None:
                     seconds = reader.first_event_at - running.state.started_at
                     self._meter.first_event(upstream=running.state.upstream, seconds=seconds)
@@ -229,6 +230,7 @@ class Pipe:
                 if reader.result is not None:
                     await _read_on(chunks, reader)
                     return
+                del chunk, block
             block = reader.finish()
             if block:
                 tee.add(reader.sequence - 1, block)

@@ -206,6 +206,7 @@ class TurnService:
         async with aclosing(self._pipe.events(running, first, tee)) as blocks:
             async for block in blocks:
                 yield block
+                del block
                 if isinstance(tee, LogTee) and tee.full:
                     await tee.flush()
         if isinstance(tee, LogTee) and tee.begun and not running.waits:
@@ -219,6 +220,7 @@ class TurnService:
             async with aclosing(followed) as blocks:
                 async for block in blocks:
                     yield block
+                    del block
 
     async def _keep(self, running: Running) -> None:
         """Keep a turn's conversation from other turns while this process runs it."""

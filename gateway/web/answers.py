@@ -130,6 +130,7 @@ class SSEAnswer:
                 await self._send(
                     send, {"type": "http.response.body", "body": block, "more_body": True}
                 )
+                del block
             await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
         except asyncio.CancelledError:
             if not self._ended or main is None:

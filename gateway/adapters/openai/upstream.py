@@ -161,8 +161,8 @@ class _Stream(ByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         content = self._response.content
         try:
-            while chunk := await content.readany():
-                yield chunk
+            while not content.at_eof():
+                yield await content.readany()  # nothing of it stays here while the next is awaited
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             raise to_error(exc) from exc
 
