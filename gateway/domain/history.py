@@ -102,6 +102,7 @@ class _Link(msgspec.Struct):
     id: str | None = None
     call_id: str | None = None
     approval_request_id: str | None = None
+    approve: Any = None
 
 
 _links = msgspec.json.Decoder(_Link)
@@ -111,8 +112,8 @@ def closed(items: Sequence[Kept]) -> int:
     """Count the items, from the first on, that can be told in other words (STATE-6).
 
     None of them waits for an output or an answer that is not among them: what answers a call must
-    find the call. And what an upstream made in one go is not torn apart: reasoning stays with
-    what it led to.
+    find the call, and what was approved is not told without the call that used it. And what an
+    upstream made in one go is not torn apart: reasoning stays with what it led to.
     """
     waiting: set[str] = set()
     count = 0
@@ -121,7 +122,7 @@ def closed(items: Sequence[Kept]) -> int:
         kind = link.type or ("mcp_approval_response" if link.approval_request_id else "message")
         if kind == "mcp_approval_request":
             waiting.add(link.id or "")
-        elif kind == "mcp_approval_response":
+        elif kind == "mcp_call" or (kind == "mcp_approval_response" and link.approve is not True):
             waiting.discard(link.approval_request_id or "")
         elif kind.endswith("_output"):
             waiting.discard(link.call_id or link.id or "")

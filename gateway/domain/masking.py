@@ -34,7 +34,8 @@ _SECRET = re.compile(
             r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[\w-]{35}",  # AWS, Google
             r"\bgw_[\w.-]{1,63}_[A-Za-z0-9]{43}\b",  # this gateway
             r"(?<=[Bb]earer )[\w+/.~=-]{16,}|(?<=[Bb]asic )[\w+/=-]{16,}",
-            r"(?<=:)[^\s/:@]{1,256}(?=@[\w.-]+(?:[:/?\s]|$))",  # password of an address
+            # Password of an address; what a shell would run, or who is written to, stays in sight.
+            r"(?P<before>://[\w%.~+-]{0,256}:)[\w%.~*+=!-]{1,256}(?=@[\w.-]+(?:[:/?\s]|$))",
         )
     ),
     re.ASCII,
@@ -94,7 +95,8 @@ def _mask(length: int) -> str:
 
 
 def _of_match(match: re.Match[str]) -> str:
-    return _mask(len(match.group()))
+    before = match["before"] or ""
+    return before + _mask(len(match.group()) - len(before))
 
 
 def _parts(pointer: str) -> tuple[str, ...]:

@@ -242,6 +242,8 @@ class TurnService:
             await self._pipe.queue(running, LogTee(self._log, running) if state.streamed else Tee())
         finally:
             await self._pipe.release(running)
+        if not state.streamed and not wait:  # what it is by now, a worker may have changed already
+            return Answer(body=running.scrubber.scrub(encode(state.first)))
         if not state.streamed:
             return await self._records.wait(state.tenant, state.turn_id, seconds=wait)
         look = Notices(self._approvals, state.tenant, state.turn_id).look if notices else None

@@ -13,6 +13,7 @@ from multidict import MultiDict
 from gateway.domain.documents import Document, encode
 from gateway.domain.errors import BadRequest
 from gateway.domain.identity import Role
+from gateway.domain.lists import natural
 from gateway.services.callers import Caller
 from gateway.services.conversations import ConversationService
 from gateway.services.records import Answer, EventStream
@@ -176,12 +177,14 @@ def responses_router(doors: Doors, responses: ResponseService, pace: Pace) -> Ro
 
 def _starting_after(query: Mapping[str, str]) -> int:
     text = query.get("starting_after", "-1")
-    try:
-        return int(text)
-    except ValueError as exc:
+    number = -1 if text == "-1" else natural(text)
+    if number is None:
         raise BadRequest(
-            "'starting_after' must be an integer.", code="invalid_type", param="starting_after"
-        ) from exc
+            "'starting_after' must be the number of an event.",
+            code="invalid_type",
+            param="starting_after",
+        )
+    return number
 
 
 class _Conversations:

@@ -191,6 +191,17 @@ async def test_a_stream_that_its_reader_left_is_read_again_byte_for_byte(
     assert every[-1]["response"] == await retrieved(one, id_)
 
 
+@pytest.mark.covers("STREAM-3")
+@pytest.mark.parametrize("after", ["", "abc", "1.5", "-2", "1_0", "\u0661", "9" * 5000])
+async def test_a_number_that_no_event_has_is_refused(
+    pair: tuple[Gateway, Gateway], after: str
+) -> None:
+    async with pair[0].http() as client:
+        query = {"stream": "true", "starting_after": after}
+        answer = await client.get("/v1/responses/resp_1", params=query)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "starting_after")
+
+
 @pytest.mark.covers("STREAM-3", "APPR-2")
 async def test_the_sdk_accepts_the_stream(pair: tuple[Gateway, Gateway]) -> None:
     one, two = pair

