@@ -102,7 +102,8 @@ def _check(caller: Caller, request: CreateRequest) -> None:
         )
     if request.conversation is not None:
         raise BadRequest(
-            "'generate' cannot be false in a conversation.",
+            "'generate' cannot be false with 'conversation': what is kept so is continued by "
+            "'previous_response_id', which a conversation excludes.",
             code="generate_not_supported",
             param="generate",
         )

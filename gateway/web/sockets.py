@@ -30,6 +30,7 @@ from gateway.services.callers import Caller
 from gateway.services.prewarm import Prewarming
 from gateway.services.records import Answer, EventStream
 from gateway.services.turns import TurnService
+from gateway.web import steering
 from gateway.web.answers import Pace
 from gateway.web.doors import LONGEST_WAIT, Doors
 from gateway.web.errors import error_answer
@@ -95,12 +96,19 @@ class Lane:
     """The turn that runs on a `stream_id`, or on none.
 
     Attributes:
+        first: The first event, which names the response.
         last: The newest event; after its last one a turn is over for its caller, who may go on at
             once, while its task still tidies up.
     """
 
     task: asyncio.Future[None]
+    first: bytes = b""
     last: bytes = b""
+
+    @property
+    def response_id(self) -> str:
+        """The id of the response that runs here, or has just ended; "" before it is known."""
+        return _started.decode(self.first).response.id if self.first else ""
 
     @property
     def is_over(self) -> bool:
@@ -116,7 +124,16 @@ class _Typed(msgspec.Struct):
     type: str = ""
 
 
+class _Named(msgspec.Struct):
+    id: str = ""
+
+
+class _Started(msgspec.Struct):
+    response: _Named = msgspec.field(default_factory=_Named)
+
+
 _kind = msgspec.json.Decoder(_Typed)
+_started = msgspec.json.Decoder(_Started)
 
 
 class Session:
@@ -196,14 +213,15 @@ class Session:
             lane: str | None = None
             try:
                 document = self._document(message)
+                if field(document, "type", str) == "response.steer":
+                    await self._send(self._steer(document))
+                    continue
                 lane = _lane_of(document)
                 self._take(document, lane)
             except Unauthenticated as exc:
                 await self._tell(exc, lane)
                 await self._close(_REFUSED, "The credential is not valid any more.")
                 return
-            except _SteerFailed as exc:
-                await self._send(exc.event)
             except GatewayError as exc:
                 await self._tell(exc, lane)
 
@@ -215,8 +233,6 @@ class Session:
 
     def _take(self, document: Document, name: str | None) -> None:
         kind = field(document, "type", str)
-        if kind == "response.steer":
-            raise _SteerFailed(document)
         if kind != "response.create":
             raise BadRequest(
                 f"Unknown type {kind!r}: a message is of type 'response.create'. To cancel a "
@@ -237,6 +253,21 @@ class Session:
         # Begun by the loop, and so never before its lane is known.
         task = asyncio.ensure_future(self._turn(caller, body, name, before, generate=generate))
         self._lanes[name] = Lane(task)
+
+    def _steer(self, document: Document) -> bytes:
+        """Answer a wish to steer: it cannot be done, and the answer says why."""
+        try:
+            wanted = steering.target(document)
+        except BadRequest as exc:
+            return steering.failed(document, "invalid_input", exc.message)
+        for name, lane in self._lanes.items():
+            if lane.response_id == wanted:
+                over = lane.is_over
+                event = steering.failed(
+                    document, "response_already_completed" if over else "steering_not_supported"
+                )
+                return event if name is None else _with_lane(event, name)
+        return steering.failed(document, "response_not_found")
 
     def _room(self, name: str | None) -> asyncio.Future[None] | None:
         """Find room for a turn, and return what must end before it.
@@ -317,6 +348,7 @@ class Session:
             return
         if name is not None:
             data = _with_lane(data, name)
+        lane.first = lane.first or data
         lane.last = data
         await self._send(data)
 
@@ -376,28 +408,6 @@ class Session:
 
 class _Gone(Exception):
     """Raised when nobody reads any more."""
-
-
-class _SteerFailed(Exception):
-    """Raised for `response.steer`, which no upstream over HTTP has."""
-
-    def __init__(self, document: Document) -> None:
-        super().__init__("steering is not supported")
-        kept = ("input", "previous_response_id")
-        error = {
-            "type": "invalid_request_error",
-            "code": "steering_not_supported",
-            "message": "The upstream speaks HTTP, so a running response cannot be steered.",
-        }
-        steer = {key: document[key] for key in kept if key in document}
-        self.event = encode(
-            {
-                "type": raw("response.steer.failed"),
-                "sequence_number": raw(0),
-                "error": raw(error),
-                "steer": raw(steer),
-            }
-        )
 
 
 def _lane_of(document: Document) -> str | None:

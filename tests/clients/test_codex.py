@@ -57,6 +57,19 @@ async def test_over_http_each_turn_brings_its_whole_history(
             assert "client_metadata" in request["body"]
 
 
+@pytest.mark.covers("API-6", "STATE-4")
+@able("chain", only="codex-websocket", again=True)
+async def test_over_a_websocket_it_goes_on_where_nothing_is_kept(
+    run: Run, client: Client, stack: Stack
+) -> None:
+    """Prewarming is refused there (`generate_not_supported`), and so is a chain by id."""
+    with stack.gateway(**tenancy(stack, stateless=True, cache="off")) as gateway:
+        await stack.forget()
+        assert "sunny in Paris" in (await run(gateway))["text"]
+    bodies = [one["body"] for one in await stack.requests() if one["path"].endswith("/responses")]
+    assert [body["input"][-1]["type"] for body in bodies] == ["message", "function_call_output"]
+
+
 @pytest.mark.node
 @pytest.mark.parametrize("other", [False, True], ids=["the gateway", "anything else"])
 def test_a_client_without_network_reaches_the_gateway_alone(

@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
+from openai.types.responses import ResponseSteerFailedEvent
 from typing_extensions import override
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -34,7 +35,7 @@ from tests.support.approvals import (
 from tests.support.events import numbers, read_events
 from tests.support.passes import passing
 from tests.support.provider import ENDING, OPENING, Call, delta, provider
-from tests.support.sockets import MODEL, Talk, talk
+from tests.support.sockets import LAST, MODEL, Talk, talk
 from tests.support.stack import Gateway, Stack
 
 FUNCTION: Any = {"type": "function", "name": "get_weather", "parameters": {}, "strict": False}
@@ -243,6 +244,20 @@ async def test_a_prewarmed_turn_answers_no_approval(gateway: Gateway) -> None:
             type="response.create", model=MODEL, input=[answer], generate=False
         )
     assert (event["status"], event["error"]["param"]) == (400, "generate")
+
+
+@pytest.mark.covers("API-6", "CHAIN-5")
+@pytest.mark.parametrize("stateless", [False, True], ids=["passed on", "kept"])
+async def test_a_prewarmed_turn_is_in_no_conversation(stack: Stack, stateless: bool) -> None:
+    with stack.gateway(**tenancy(stack, stateless=stateless)) as gateway:
+        kept = await gateway.client().conversations.create()
+        async with talk(gateway) as one:
+            event = await one.refused(
+                type="response.create", model=MODEL, input="x", generate=False, conversation=kept.id
+            )
+            assert event["error"]["code"] == "generate_not_supported"
+            assert "previous_response_id" in event["error"]["message"]
+            assert text_of(await one.turn("/echo on", conversation=kept.id)) == "on"
 
 
 # Approvals
@@ -457,14 +472,57 @@ async def test_not_more_turns_than_lanes_run_on_one_socket(stack: Stack) -> None
                 assert event["stream_id"] == "lane-16"
 
 
+async def steered(one: Talk, **message: Any) -> dict[str, Any]:
+    """Try to steer, and return how that failed."""
+    await one.say(type="response.steer", **message)
+    while (event := await one.hear())["type"] != "response.steer.failed":
+        assert event["type"] not in LAST, event
+    return event
+
+
 @pytest.mark.covers("API-6")
-async def test_steering_is_refused_with_its_input(gateway: Gateway) -> None:
+async def test_steering_is_refused_with_its_input_and_the_reason(gateway: Gateway) -> None:
+    word = marker()
     async with talk(gateway) as one:
-        await one.say(type="response.steer", input="faster", previous_response_id="resp_x")
-        event = await one.hear()
-    assert event["type"] == "response.steer.failed"
-    assert event["error"]["code"] == "steering_not_supported"
-    assert event["steer"] == {"input": "faster", "previous_response_id": "resp_x"}
+        await one.create(issue(word), tools=[GITHUB], stream_id="a")
+        wish = {"input": "faster", "previous_response_id": (await one.hear())["response"]["id"]}
+        await pending(gateway, word)
+        running = await steered(one, **wish)
+        assert running["error"]["code"] == "steering_not_supported"
+        assert "over HTTP" in running["error"]["message"]
+        assert running["stream_id"] == "a"
+        other = await steered(one, **{**wish, "previous_response_id": "resp_x"})
+        assert other["error"]["code"] == "response_not_found"
+        await decide(gateway, word)
+        assert (await one.rest())[-1]["type"] == "response.completed"
+        over = await steered(one, **wish)
+        assert over["error"]["code"] == "response_already_completed"
+        for event in (running, other, over):
+            assert ResponseSteerFailedEvent.model_validate(event).steer.input == "faster"
+        assert text_of(await one.turn("/echo on")) == "on"
+
+
+@pytest.mark.covers("API-6", "API-5")
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"previous_response_id": None}, "previous_response_id"),
+        ({"previous_response_id": 7}, "previous_response_id"),
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": {"role": "user"}}, "input"),
+        ({"stream_id": "a"}, "stream_id"),
+    ],
+)
+async def test_a_wish_to_steer_that_is_none_is_told_so(
+    gateway: Gateway, changes: dict[str, Any], named: str
+) -> None:
+    wish = {"input": "faster", "previous_response_id": "resp_x", **changes}
+    async with talk(gateway) as one:
+        event = await steered(one, **wish)
+        assert event["error"]["code"] == "invalid_input"
+        assert named in event["error"]["message"]
+        assert text_of(await one.turn("/echo on")) == "on"
 
 
 @pytest.mark.covers("API-6", "API-5")
