@@ -13,7 +13,9 @@ from typing_extensions import override
 from gateway.emulator.app import create_emulator
 from gateway.emulator.settings import EmulatorSettings
 
+_START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
+_KEPT_SECONDS = 75
 
 
 class _Server(uvicorn.Server):
@@ -42,6 +44,8 @@ def _server(
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=1,
+        # Longer than its clients keep a connection: whoever closes first breaks no request.
+        timeout_keep_alive=_KEPT_SECONDS,
         **{"ws": "none", **options},
     )
     return _Server(config, ready)
@@ -86,7 +90,7 @@ def serving(app: Any, host: str = "127.0.0.1", port: int = 0, **options: Any) ->
 
     thread = threading.Thread(target=target, name="serving", daemon=True)
     thread.start()
-    started.wait(_STOP_SECONDS)
+    started.wait(_START_SECONDS)
     if not urls:
         raise RuntimeError("the server did not start")
     try:

@@ -122,7 +122,7 @@ async def test_more_time_passing_on_and_the_audits_proof(visit: Visit, desk: Gat
     admin = await visit("admin", gateway=desk)
     await admin.page.goto(page.url)
     await admin.page.get_by_role("link", name="See the audit's proof").click()
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         await admin.page.get_by_text("approval.resolved").wait_for()
     text = await admin.page.inner_text("main")
     assert all(f"approval.{event}" in text for event in ("requested", "extended", "escalated"))

@@ -39,7 +39,7 @@ async def test_an_approval_appears_without_reload_and_leaves_when_decided(
     await other.page.click(f"#{row}")
     await other.page.click("button.approve")
     await other.page.wait_for_selector(".verdict.approved")
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         await held.done.wait()
     await window.page.wait_for_selector(f"#{row}", state="detached")
     assert held.final.output[-1].type == "message"
@@ -62,7 +62,7 @@ async def test_the_keyboard_moves_asks_and_decides(visit: Visit, hold: Hold) -> 
     await dialog.get_by_label("Reason").fill("Not today.")
     await dialog.get_by_role("button", name="Deny").click()
     await window.page.wait_for_selector(".verdict.denied")
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         await held.done.wait()
     assert "Not today." in held.final.output_text
     await window.page.keyboard.press("?")
@@ -112,13 +112,13 @@ async def test_without_scripts_one_signs_in_reads_and_decides(visit: Visit, hold
     window = await visit(java_script_enabled=False)
     held = hold('{"title": "no scripts"}')
     row = window.page.locator("a.row", has_text="no scripts")
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         while not await row.count():
             await window.page.goto(f"{window.url}/console")
     await row.click()
     await window.page.click("button.approve")
     await window.page.wait_for_selector(".verdict.approved")
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         await held.done.wait()
 
 
@@ -184,7 +184,7 @@ async def test_a_session_that_ends_while_one_decides_decides_nothing(
     await window.page.click("button[type=submit]")
     await window.page.get_by_role("button", name="Approve once").click()
     await window.page.wait_for_selector(".verdict.approved")
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         await held.done.wait()
 
 

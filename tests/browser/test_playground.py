@@ -120,7 +120,7 @@ async def test_a_pass_needs_the_pages_own_form_and_a_session(
         assert answer.status_code == 401, forged
     stranger = await http.post("/console/playground/pass", data={"ticket": ticket})
     assert stranger.status_code in (401, 403)
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         cookies = await page.context.cookies()
     assert all(cookie["httpOnly"] for cookie in cookies)
 

@@ -238,7 +238,7 @@ async def test_an_endpoint_is_made_and_tried(visit: Visit, own: Gateway) -> None
         await page.get_by_role("link", name="I have copied it").click()
         assert secret not in await page.content()
         await decided(own, "approve")
-        with anyio.fail_after(15):
+        with anyio.fail_after(30):
             while len(receiver.calls) < 2:
                 await anyio.sleep(0.02)
         await page.get_by_role("button", name="Send a test").click()
@@ -248,7 +248,7 @@ async def test_an_endpoint_is_made_and_tried(visit: Visit, own: Gateway) -> None
         assert place
         await album(visit, own, "admin", place.group(), "/console/webhooks?made=1")
         await page.get_by_role("button", name="Send again").first.click()
-        with anyio.fail_after(15):
+        with anyio.fail_after(30):
             while len({call.headers["webhook-id"] for call in receiver.calls}) == len(
                 receiver.calls
             ):

@@ -46,7 +46,7 @@ class Browser:
 
     async def waiting(self) -> str:
         """Wait until an approval is in the inbox, and return its path."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while True:
                 found = paths((await self.get("/console")).text)
                 if found:
@@ -144,7 +144,7 @@ async def hold(gateway: Gateway) -> AsyncIterator[Callable[..., Held]]:
             return started[-1]
 
         yield start
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             while not all(held.done.is_set() for held in started):
                 await deny_all(gateway)
                 await anyio.sleep(0.02)

@@ -54,7 +54,7 @@ async def test_a_person_approves_and_the_held_stream_goes_on(browser: Open, hold
     assert "untrusted: written by the model" in page
     answer = await visitor.decide(path, "approve", preset="expected", reason="Looked at it")
     assert (answer.status_code, answer.headers["location"]) == (303, path)
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         await held.done.wait()
     assert [item.type for item in held.final.output][-2:] == ["mcp_call", "message"]
     page = (await visitor.get(path)).text
@@ -76,7 +76,7 @@ async def test_a_person_denies_and_the_model_is_told_why(
     held = hold()
     path = await visitor.waiting()
     await visitor.decide(path, "deny", preset="needless", reason="Ask <me>.")
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         await held.done.wait()
     assert await stack.calls() == []
     assert "This is not needed. Ask <me>." in json.dumps(await stack.requests())
@@ -253,7 +253,7 @@ async def test_a_forged_form_decides_nothing(browser: Open, hold: Hold) -> None:
     hold('{"title": "one"}')
     first = await mine.waiting()
     hold('{"title": "two"}')
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while len(found := paths((await mine.get("/console")).text)) < 2:
             await anyio.sleep(0.02)
     second = next(path for path in found if path != first)
@@ -418,7 +418,7 @@ async def test_the_inbox_has_pages(browser: Open, gateway: Gateway, hold: Hold) 
     await visitor.sign_in()
     for number in range(26):
         hold(json.dumps({"title": f"issue {number}"}))
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         while "Older" not in (page := (await visitor.get("/console")).text):
             await anyio.sleep(0.1)
     older = page[page.index('rel="next"') :].partition('href="')[2].partition('"')[0]

@@ -85,7 +85,11 @@ def test_a_strange_cookie_is_no_session(clock: Clock, cookie: str | None) -> Non
     assert sessions(clock, entry()).visitor(cookie) is None
 
 
-@pytest.mark.parametrize("key", ["", "x", "gw_ann_" + "A" * 43, KEY + "x", KEY[:-1]])
+@pytest.mark.parametrize(
+    "key",
+    ["", "x", "gw_ann_" + "A" * 43, KEY + "x", KEY[:-1]],
+    ids=["none", "word", "foreign", "longer", "shorter"],
+)
 def test_no_other_key_signs_in(clock: Clock, key: str) -> None:
     assert sessions(clock, entry()).sign_in(key) is None
 

@@ -164,7 +164,7 @@ async def test_deliveries_are_seen_and_sent_again(
     path, _ = await made(visitor, receiver.url + "/hook", events="approval.requested")
     assert "Nothing was sent yet" in (await visitor.get(path)).text
     await create(gateway, issue(marker()))
-    with anyio.fail_after(15):
+    with anyio.fail_after(30):
         while ">delivered</span>" not in (page := (await visitor.get(path)).text):
             await anyio.sleep(0.02)
     assert "answered 200" in page
@@ -172,7 +172,7 @@ async def test_deliveries_are_seen_and_sent_again(
     assert delivery
     status, _ = await press(visitor, path, "redeliver", delivery=delivery.group(1))
     assert status == 303
-    with anyio.fail_after(15):
+    with anyio.fail_after(30):
         while len(receiver.calls) < 2:
             await anyio.sleep(0.02)
     assert len({call.headers["webhook-id"] for call in receiver.calls}) == 1

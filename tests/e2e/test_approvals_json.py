@@ -124,8 +124,9 @@ async def test_an_expiry_is_told_as_what_it_is(stack: Stack) -> None:
     word = marker()
     with stack.gateway(rules=rules, **tenancy(stack)) as gateway:
         held = (await create(gateway, issue(word))).json()
-        (approval,) = await pending(gateway, word)
         done = await settled(gateway, held["id"])
+        async with gateway.http("approver") as client:
+            approval = (await client.get(held["gateway"]["approvals"][0]["url"])).json()
         late = await vote(gateway, approval)
     assert "This is not a human refusal." in text_of(done)
     assert (late.status_code, late.json()["error"]["code"]) == (410, "expired")

@@ -36,14 +36,14 @@ RUNNING = ("queued", "in_progress")
 def pair(stack: Stack) -> Iterator[tuple[Gateway, Gateway]]:
     """Two replicas on one Valkey."""
     sections: dict[str, Any] = tenancy(stack)
-    sections["server"] = {"lame_duck": 0, "grace_period": 1, "heartbeat": 0.1, "lease": 1}
+    sections["server"] = {"lame_duck": 0, "grace_period": 1, "heartbeat": 0.1}
     with stack.gateway(**sections) as one, stack.gateway(**sections) as two:
         yield one, two
 
 
 async def ended(gateway: Gateway, id_: str) -> Any:
     """Poll a background response until it has ended."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         while (found := await retrieved(gateway, id_, wait=5))["status"] in RUNNING:
             pass
     return found
@@ -58,7 +58,7 @@ async def began(gateway: Gateway, input: str, **options: Any) -> Any:
 
 async def upstream_is(stack: Stack, count: int) -> None:
     """Wait until the upstream has so many exchanges open."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while await stack.active() != count:
             await anyio.sleep(0.01)
 
@@ -81,7 +81,7 @@ async def test_the_usual_polling_loop_works(stack: Stack, pair: tuple[Gateway, G
     assert response.background is True
     assert response.output == []
     created = response.created_at
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         while response.status in RUNNING:
             response = await two.client().responses.retrieve(response.id)
     assert response.status == "completed"
@@ -118,7 +118,7 @@ async def test_a_background_response_is_its_owners_and_goes_when_it_is_deleted(
 ) -> None:
     one, two = pair
     word = marker()
-    response = await began(one, f"/echo {word}\n/fault silence:20", store=False)
+    response = await began(one, f"/echo {word}\n/fault silence:60", store=False)
     await upstream_is(stack, 1)
     async with two.http("other") as client:
         for call in (client.get, client.delete):

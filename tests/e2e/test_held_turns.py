@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -44,7 +45,7 @@ LOSSES = ["500", "reset_before", "reset", "malformed", "no_terminal"]
 def pair(stack: Stack) -> Iterator[tuple[Gateway, Gateway]]:
     """Two replicas on one Valkey."""
     sections: dict[str, Any] = tenancy(stack)
-    sections["server"] = {"lame_duck": 0, "grace_period": 1, "heartbeat": 0.1, "lease": 1}
+    sections["server"] = {"lame_duck": 0, "grace_period": 1, "heartbeat": 0.1}
     with stack.gateway(**sections) as one, stack.gateway(**sections) as two:
         yield one, two
 
@@ -64,7 +65,7 @@ async def choose(
 
 async def until(gateway: Gateway, id_: str, state: str) -> Any:
     """Wait until a turn's continuation has a state."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while True:
             shown = await retrieved(gateway, id_)
             if shown.get("gateway", {}).get("continuation") == state:
@@ -111,7 +112,7 @@ async def streaming(gateway: Gateway, input: str, **options: Any) -> AsyncIterat
         reading = asyncio.ensure_future(stream.read())
         try:
             yield stream
-            with anyio.fail_after(15):
+            with anyio.fail_after(30):
                 await reading
         finally:
             reading.cancel()
@@ -314,7 +315,7 @@ async def test_a_turn_that_the_upstream_refuses_again_and_again_fails_with_its_e
     word = marker()
     held = (await create(one, lost(word, "content_filter", times=99))).json()
     await decide(two, word)
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         done = await settled(two, held["id"])
         while done["status"] == "in_progress":
             done = await settled(two, held["id"])
@@ -331,7 +332,7 @@ async def test_a_caller_that_asks_is_told_how_the_turn_goes_on(
     async with streaming(one, lost(word), headers={"Gateway-Events": "approvals"}) as stream:
         (approval,) = await pending(two, word)
         await vote(two, approval)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while "gateway.continuation.indeterminate" not in stream.kinds:
                 await anyio.sleep(0.02)
         await choose(two, approval["response_id"], "retry")
@@ -389,7 +390,7 @@ async def test_a_turn_that_is_held_without_end_can_be_taken_back(stack: Stack) -
 @pytest.mark.covers("APPR-5")
 async def test_where_nobody_chooses_in_time_the_turn_ends_as_it_stands(stack: Stack) -> None:
     word = marker()
-    approval = {"approvers": ["role:approver"], "timeout": "2s"}
+    approval = {"approvers": ["role:approver"], "timeout": "6s"}
     rules = [{"id": "a", "match": {"server": "github"}, "effect": "ask", "approval": approval}]
     with stack.gateway(**tenancy(stack), rules=rules) as gateway:
         async with streaming(gateway, lost(word)) as stream:
@@ -425,7 +426,7 @@ async def test_a_replica_that_stops_ends_its_streams_in_order_and_another_goes_o
                 waiting = asyncio.ensure_future(
                     retrieved(stopping, approval["response_id"], wait=60)
                 )
-                with anyio.fail_after(10):
+                with anyio.fail_after(30):
                     async with stopping.http() as other:
                         await other.get("/drain")
                     await reading  # to its proper end: a cut body would raise
@@ -466,7 +467,7 @@ async def test_a_held_turn_stays_with_its_rules_while_a_replica_has_them(stack: 
     sections = tenancy(stack)
     lax = {"rules": [{"id": "all", "match": {"server": "github"}, "effect": "allow"}]}
     with stack.gateway(**{**sections, **lax}) as old:
-        for _ in range(5):
+        for _ in range(2):
             words = [marker(), marker()]
             with stack.gateway(**sections) as new:
                 held = (await create(new, "\n/echo and\n".join(map(issue, words)))).json()
@@ -507,11 +508,16 @@ async def test_whatever_happens_to_a_held_turn_it_ends(stack: Stack) -> None:
     sections: dict[str, Any] = tenancy(stack)
     sections["rules"] = [
         {
-            "id": "short",
-            "match": {"server": "github"},
+            "id": tool,
+            "match": {"server": "github", "tool": tool},
             "effect": "ask",
-            "approval": {"approvers": ["role:approver"], "timeout": "3s", "on_timeout": "rewind"},
+            "approval": {
+                "approvers": ["role:approver"],
+                "timeout": timeout,
+                "on_timeout": "rewind",
+            },
         }
+        for tool, timeout in {"create_issue": "30m", "search_issues": "1s"}.items()
     ]
 
     async def live(gateways: tuple[Gateway, Gateway], store: bool) -> tuple[str, str]:
@@ -520,8 +526,10 @@ async def test_whatever_happens_to_a_held_turn_it_ends(stack: Stack) -> None:
         text = issue(word)
         if chance.random() < 0.7:
             text = lost(word, chance.choice([*LOSSES, "429:0.1"]), times=chance.randint(1, 3))
-        held = (await create(one, text, store=store)).json()
         verdict = chance.choice(["approve", "approve", "deny", ""])
+        if not verdict:  # nobody answers, which is soon over
+            text = text.replace("create_issue", "search_issues").replace('"title"', '"query"')
+        held = (await create(one, text, store=store)).json()
         if verdict:
             async with two.http("approver") as client:
                 approval = (await client.get(held["gateway"]["approvals"][0]["url"])).json()
@@ -536,8 +544,8 @@ async def test_whatever_happens_to_a_held_turn_it_ends(stack: Stack) -> None:
     with stack.gateway(**sections) as one, stack.gateway(**sections) as two:
         ends = await asyncio.gather(*(live((one, two), n % 2 == 0) for n in range(10)))
     assert {status for status, _ in ends} == {"completed", "failed"}
-    titles = {call["arguments"].get("title") for call in await stack.calls()}
-    assert titles.isdisjoint({word for _, word in ends}), "nobody approved it"
+    told = json.dumps([call["arguments"] for call in await stack.calls()])
+    assert not any(word in told for _, word in ends), "nobody approved it"
 
 
 @pytest.mark.covers("APPR-5")
@@ -615,7 +623,7 @@ async def test_a_response_that_is_deleted_while_its_leg_runs_stays_deleted(
                 assert (await client.delete(path)).status_code == 200
                 go_on.set()
                 event = f"continuation.{'failed' if asks_again else 'completed'}"
-                with anyio.fail_after(10):
+                with anyio.fail_after(30):
                     while not (await admin.get(f"/v1/audit?event={event}")).json()["data"]:
                         await anyio.sleep(0.02)
                     await creating

@@ -25,7 +25,7 @@ class Reader:
     async def next(self) -> tuple[str, Any]:
         """Wait for the next event; return its name and data, `("", None)` for a mere id."""
         event, data = "", None
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             async for line in self._lines:
                 name, _, value = line.partition(": ")
                 match name:
@@ -118,7 +118,8 @@ async def test_an_inbox_tells_nobody_of_what_is_not_theirs(stack: Stack) -> None
                 ("approval.resolved", approval["id"]),
             ]
             with anyio.move_on_after(0.2) as waited:
-                raise AssertionError(await foreign.next())
+                while await foreign.next() == ("", None):
+                    pass  # a comment
             assert waited.cancelled_caught
 
 

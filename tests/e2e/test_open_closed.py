@@ -73,7 +73,7 @@ async def test_a_held_turn_whose_chain_was_deleted_ends_and_runs_nothing(
         assert held["status"] == "in_progress"
         await client.delete(f"/v1/responses/{first['id']}")
         await decide(gateway, word)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while (now := (await client.get(f"/v1/responses/{held['id']}")).json())[
                 "status"
             ] == "in_progress":

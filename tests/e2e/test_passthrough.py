@@ -221,7 +221,7 @@ async def test_each_event_leaves_before_the_next_one_comes(stack: Stack) -> None
     async with provider(answer) as upstream:
         with stack.gateway(upstreams=[upstream.settings()]) as gateway:
             async with gateway.http() as client:
-                with anyio.fail_after(10):
+                with anyio.fail_after(30):
                     async with client.stream("POST", "/v1/responses", json=STREAM) as answered:
                         async for piece in answered.aiter_bytes():
                             got += piece

@@ -162,7 +162,7 @@ async def test_a_person_accepts_the_very_definition_that_was_read(
     again = await say(gateway, "search_issues", found["candidate_hash"])
     assert (again.status_code, again.json()["error"]["code"]) == (409, "not_quarantined")
     async with gateway.http("admin") as client:
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while True:
                 listed = (await client.get("/v1/audit", params={"limit": "100"})).json()["data"]
                 noted = [one for one in listed if one["event"].startswith("pin.")]

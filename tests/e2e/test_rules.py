@@ -75,7 +75,7 @@ async def asked(gateway: Gateway, path: str, body: Any = None, *, key: str = "se
 
 async def entry(gateway: Gateway, event: str, error: str = "") -> Any:
     """Wait for the one entry of the audit about an event, with an error that begins like that."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while True:
             found = [
                 one
@@ -320,7 +320,12 @@ async def test_opa_is_asked_and_the_more_restrictive_wins(
         return result(effect="allow")
 
     with opa(answer) as (url, heard):
-        policy = {"engine": "opa", "url": url, "headers": {"Authorization": "env:TEST_OPA_TOKEN"}}
+        policy = {
+            "engine": "opa",
+            "url": url,
+            "headers": {"Authorization": "env:TEST_OPA_TOKEN"},
+            "timeout": "30s",
+        }
         with ruled(stack, ALLOW, LARGE, policy=policy) as gateway:
             ran = await create(gateway, issue(word))
             assert "mcp_call" in output_types(ran.json())

@@ -12,7 +12,6 @@ import httpx2
 import openai
 import pytest
 import redis
-from pydantic import SecretStr
 
 from gateway.adapters.redis.embedded import EmbeddedValkey
 from gateway.emulator import EmulatorSettings, create_emulator
@@ -279,7 +278,7 @@ def own_valkey(stack: Stack) -> Iterator[tuple[EmbeddedValkey, Gateway]]:
     """A gateway with a Valkey that holds nothing else."""
     tenants = [{"id": "acme", "ttl": "90s"}, {"id": "rival", "stateless": True, "cache": "off"}]
     with EmbeddedValkey() as valkey:
-        section = {"url": SecretStr(valkey.url), "allow_volatile": True}
+        section = stack.redis(valkey.url)
         with stack.gateway(redis=section, tenants=tenants) as gateway:
             yield valkey, gateway
 

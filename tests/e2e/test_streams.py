@@ -22,14 +22,14 @@ BODY: dict[str, Any] = {"model": "gpt-4.1", "input": "/long 20"}
 
 async def idle(stack: Stack) -> None:
     """Wait until the upstream serves nothing any more."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while await stack.active():
             await anyio.sleep(0.01)
 
 
 async def busy(stack: Stack) -> None:
     """Wait until the upstream serves something."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while not await stack.active():
             await anyio.sleep(0.01)
 
@@ -77,6 +77,11 @@ class Reader:
         return b""
 
 
+def said(answer: httpx2.Response) -> bytes:
+    """What was streamed, without the comments that fill a silence."""
+    return answer.content.replace(b": keep-alive\n\n", b"")
+
+
 PIECE = delta(2, "x" * 60_000)
 
 
@@ -95,7 +100,7 @@ poured: dict[Call, int] = {}
 
 async def stands_still(call: Call) -> int:
     """Wait until no more bytes are taken from the upstream, and return how many were."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         while True:
             before = poured.get(call, -1)
             await anyio.sleep(0.3)
@@ -113,19 +118,19 @@ async def test_a_reader_that_stops_stops_the_upstream_and_nobody_else(stack: Sta
     async with upstream_with(stack, answer) as (gateway, upstream):
         async with Reader(gateway, model="pour") as slow:
             await slow.read()
-            taken = await stands_still(upstream.calls[0])
+            taken = await stands_still(await upstream.call())
             assert taken < 16 * 1024 * 1024
             async with gateway.http() as client:
-                with anyio.fail_after(5):
+                with anyio.fail_after(30):
                     for _ in range(20):
                         other = await client.post("/v1/responses", json={**BODY, "stream": True})
-                        assert other.content == OPENING + delta(2) + ENDING
+                        assert said(other) == OPENING + delta(2) + ENDING
             got = 0
-            with anyio.fail_after(20):
+            with anyio.fail_after(30):
                 while got < taken + 2 * len(PIECE):  # it goes on when the client reads again
                     got += len(await slow.read())
-        with anyio.fail_after(10):
-            await upstream.calls[0].left.wait()
+        with anyio.fail_after(30):
+            await (await upstream.call()).left.wait()
 
 
 @pytest.mark.covers("STREAM-1")
@@ -134,12 +139,10 @@ async def test_a_client_that_stops_reading_for_good_is_cut_off(stack: Stack) -> 
         upstream_with(stack, pour, stall_timeout=0.5, heartbeat=0.2) as (gateway, upstream),
         Reader(gateway) as stalled,
     ):
-        with anyio.fail_after(15):
-            while not upstream.calls:  # a comment may come before the upstream was asked
-                await stalled.read()
-        with anyio.fail_after(15):
-            await upstream.calls[0].left.wait()
-        with anyio.fail_after(15):
+        await stalled.read()
+        with anyio.fail_after(30):
+            await (await upstream.call()).left.wait()
+        with anyio.fail_after(30):
             while await stalled.read():
                 pass  # what was on its way; then the end
 
@@ -189,10 +192,10 @@ async def test_leaving_a_json_call_whose_answer_has_begun_closes_the_upstream(
 
     async with upstream_with(stack, answer) as (gateway, upstream), gateway.http() as client:
         posted = asyncio.ensure_future(client.post("/v1/responses", json=BODY))
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await begun.wait()
             posted.cancel()
-            await upstream.calls[0].left.wait()
+            await (await upstream.call()).left.wait()
         await asyncio.wait({posted})
 
 
@@ -208,7 +211,7 @@ async def test_leaving_a_count_closes_the_upstream(stack: Stack) -> None:
         for path in ("/v1/responses/input_tokens", "/v1/responses/compact", "/v1/conversations"):
             begun.clear()
             posted = asyncio.ensure_future(client.post(path, json={"model": "m", "metadata": {}}))
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 await begun.wait()
                 posted.cancel()
                 await upstream.calls[-1].left.wait()
@@ -227,7 +230,7 @@ async def test_leaving_a_background_stream_loses_nothing(gateway: Gateway) -> No
             id_ = event.response.id
             break
     await stream.close()
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while (found := await client.responses.retrieve(id_)).status != "completed":
             await anyio.sleep(0.01)
     assert found.output_text
@@ -251,7 +254,7 @@ async def test_comments_fill_the_silence_before_and_between_events(stack: Stack)
         upstream_with(stack, answer, heartbeat=0.2) as (gateway, _),
         gateway.http() as client,
     ):
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             async with client.stream(
                 "POST", "/v1/responses", json={**BODY, "stream": True}
             ) as answered:
@@ -285,7 +288,7 @@ async def test_an_error_after_the_first_comment_is_an_event(stack: Stack) -> Non
         upstream_with(stack, answer, heartbeat=0.2) as (gateway, _),
         gateway.http() as client,
     ):
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             async with client.stream(
                 "POST", "/v1/responses", json={**BODY, "stream": True}
             ) as answered:
@@ -320,11 +323,11 @@ async def test_hundreds_of_streams_run_side_by_side(stack: Stack) -> None:
         upstream_with(stack, answer) as (gateway, upstream),
         gateway.http(limits=limits) as client,
     ):
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             answers = await asyncio.gather(
                 *(client.post("/v1/responses", json={**BODY, "stream": True}) for _ in range(count))
             )
-    assert {answer.content for answer in answers} == {OPENING + delta(2) + ENDING}
+    assert {said(answer) for answer in answers} == {OPENING + delta(2) + ENDING}
 
 
 @pytest.mark.covers("STREAM-1")

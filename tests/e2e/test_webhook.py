@@ -40,7 +40,7 @@ async def gone(call: Call) -> None:
 
 async def told(receiver: Provider, count: int) -> list[Call]:
     """Wait until the receiver was told so often."""
-    with anyio.fail_after(15):
+    with anyio.fail_after(30):
         while len(receiver.calls) < count:
             await anyio.sleep(0.01)
     return receiver.calls
@@ -85,7 +85,7 @@ async def deliveries(gateway: Gateway, endpoint: dict[str, Any]) -> list[dict[st
 
 async def delivered(gateway: Gateway, endpoint: dict[str, Any], status: str) -> dict[str, Any]:
     """Wait until the one delivery of an endpoint has a status."""
-    with anyio.fail_after(15):
+    with anyio.fail_after(30):
         while True:
             found = await deliveries(gateway, endpoint)
             if [one["status"] for one in found] == [status]:
@@ -553,7 +553,7 @@ async def test_what_admins_do_and_what_is_refused_is_in_the_audit(stack: Stack) 
                 await client.patch(path, json={"url": "https://10.0.0.1/secret-path"})
                 await client.delete(path)
                 found: list[dict[str, Any]] = []
-                with anyio.fail_after(15):
+                with anyio.fail_after(30):
                     while len(found) < 7:
                         listed = await client.get("/v1/audit", params={"event": "webhook.*"})
                         found = listed.json()["data"][::-1]

@@ -174,11 +174,11 @@ async def test_leaving_ends_the_turn(slow: Provider, text: str, stream: bool) ->
             await slow.post(text, stream=stream)
 
         group.start_soon(ask)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             while (await _introspect(slow, "active"))["active"] != 1:
                 await anyio.sleep(0.01)
         group.cancel_scope.cancel()
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while (await _introspect(slow, "active"))["active"]:
             await anyio.sleep(0.01)
 

@@ -121,7 +121,7 @@ def program() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
             process.stdout.close()
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Wait until the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():

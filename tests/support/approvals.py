@@ -53,7 +53,7 @@ async def pending(
 ) -> list[dict[str, Any]]:
     """Wait until approvals whose arguments hold a word are pending; oldest first."""
     async with gateway.http(key) as client:
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while True:
                 listed = (await client.get("/v1/approvals", params={"limit": 100})).json()["data"]
                 found = [one for one in listed if word in one["arguments"]]
@@ -99,7 +99,7 @@ async def decide(
 
 async def settled(gateway: Gateway, id_: str, *, key: str = "caller") -> Any:
     """Poll a held response until it has ended."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while (found := await retrieved(gateway, id_, key=key, wait=5))["status"] == "in_progress":
             pass
     return found

@@ -83,6 +83,13 @@ class Provider:
     url: str
     calls: list[Call] = field(default_factory=list)
 
+    async def call(self, number: int = 0) -> Call:
+        """Wait for a request, counted from 0."""
+        async with asyncio.timeout(30):
+            while len(self.calls) <= number:
+                await asyncio.sleep(0.01)
+        return self.calls[number]
+
     def settings(self, name: str = "emulator", **changes: Any) -> dict[str, Any]:
         """The gateway's entry of this upstream."""
         return {

@@ -34,7 +34,7 @@ class Talk:
 
     async def hear(self) -> dict[str, Any]:
         """Receive one event."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             event = json.loads(await self.socket.recv())
         assert isinstance(event, dict)
         return event

@@ -110,7 +110,7 @@ class Stack:
         """Settings of a complete gateway; whole sections can be replaced."""
         values: dict[str, Any] = {
             "server": {"lame_duck": 0, "grace_period": 1},
-            "redis": {"url": SecretStr(self.redis_url), "allow_volatile": True},
+            "redis": self.redis(),
             "encryption": {"keys": [{"id": "k1", "value": "env:TEST_ENCRYPTION_KEY"}]},
             "upstreams": [
                 {
@@ -133,6 +133,15 @@ class Stack:
             ],
         }
         return Settings(**{**values, **changes})
+
+    def redis(self, url: str = "") -> dict[str, Any]:
+        """The section of the store: patient, for a stall of the machine is no outage."""
+        return {
+            "url": SecretStr(url or self.redis_url),
+            "allow_volatile": True,
+            "timeout": 30,
+            "connect_timeout": 30,
+        }
 
     def mcp_server(self, **changes: Any) -> dict[str, Any]:
         """The entry of the demo MCP server, with its secret header."""

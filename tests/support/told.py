@@ -30,7 +30,7 @@ def hooked(stack: Stack, receiver: Provider, **sections: Any) -> dict[str, Any]:
 
 async def told(receiver: Provider, kind: str) -> dict[str, Any]:
     """Wait for the one message about an event; its signature holds."""
-    with anyio.fail_after(15):
+    with anyio.fail_after(30):
         while not (found := [call for call in receiver.calls if call.json["type"] == kind]):
             await anyio.sleep(0.01)
     (call,) = found
@@ -42,7 +42,7 @@ async def told(receiver: Provider, kind: str) -> dict[str, Any]:
 async def noted(gateway: Gateway, event: str, **query: str) -> Any:
     """Wait for the one entry of the audit about an event."""
     async with gateway.http("auditor") as client:
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while True:
                 answer = await client.get("/v1/audit", params={"event": event, **query})
                 if found := answer.json()["data"]:
