@@ -1,5 +1,6 @@
 """Serving the emulator and its companions with uvicorn: as a program, or inside a test."""
 
+import asyncio
 import logging
 import socket
 import threading
@@ -16,6 +17,7 @@ from gateway.emulator.settings import EmulatorSettings
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _KEPT_SECONDS = 75
+_TICK_SECONDS = 0.1
 
 
 class _Server(uvicorn.Server):
@@ -24,9 +26,27 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, ready: Callable[[str], None]) -> None:
         super().__init__(config)
         self._ready = ready
+        self._leaving = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop
+
+    @override
+    async def main_loop(self) -> None:
+        """Tick as uvicorn does, and leave at once when told to."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._leaving.wait(), _TICK_SECONDS)
+
+    def leave(self) -> None:
+        """Stop; may be called from another thread."""
+        self.should_exit = True
+        with suppress(RuntimeError):  # it has stopped by itself
+            self._loop.call_soon_threadsafe(self._leaving.set)
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets=sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
@@ -96,5 +116,5 @@ def serving(app: Any, host: str = "127.0.0.1", port: int = 0, **options: Any) ->
     try:
         yield urls[0]
     finally:
-        server.should_exit = True
+        server.leave()
         thread.join(_STOP_SECONDS)

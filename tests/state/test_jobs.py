@@ -25,7 +25,8 @@ async def pass_minute(client: Client) -> None:
     """Let a minute pass for the jobs that are due later."""
     later = keys.jobs(TENANT) + b":later"
     for packed in await client.zrange(later, 0, -1):
-        await execute(client, "ZINCRBY", later, -60_000, packed)
+        assert isinstance(packed, bytes)
+        await client.zincrby(later, -60_000, packed)
 
 
 def job(subject: str = "apr_1", **changes: object) -> Job:
