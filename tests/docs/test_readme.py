@@ -67,7 +67,7 @@ class Terminal:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._reader.join(5)
+        self._reader.join(60)
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             with suppress(BrokenPipeError):
@@ -187,7 +187,7 @@ def tour(tmp_path: Path) -> Iterator[Tour]:
     finally:
         dev.send_signal(signal.SIGINT)
         try:
-            dev.wait(20)
+            dev.wait(60)
         finally:
             dev.kill()
             dev.wait()
@@ -198,7 +198,7 @@ def _await_ready(dev: subprocess.Popen[bytes], url: str) -> None:
     while time.monotonic() < deadline:
         assert dev.poll() is None, "gateway dev ended"
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with urllib.request.urlopen(url, timeout=30):
                 return
         except OSError:
             time.sleep(0.05)

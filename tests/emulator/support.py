@@ -40,7 +40,7 @@ class Provider:
             headers={"authorization": "Bearer key"},
             trust_env=False,
             verify=False,
-            timeout=10,
+            timeout=30,
         )
 
     @property
@@ -49,7 +49,7 @@ class Provider:
             base_url=f"{self.url}/v1",
             api_key="key",
             max_retries=0,
-            http_client=httpx2.AsyncClient(trust_env=False, verify=False, timeout=10),
+            http_client=httpx2.AsyncClient(trust_env=False, verify=False, timeout=30),
         )
 
     async def post(self, input: Any = None, **body: Any) -> httpx2.Response:
