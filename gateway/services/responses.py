@@ -169,7 +169,7 @@ class ResponseService:
         if head.batch and head.status in RUNNING:
             await self._abandon(head)
         if head.stored:
-            for leg in dict.fromkeys((head.last_leg, head.id)):
+            for leg in dict.fromkeys((head.last_leg, head.id, *(one.id for one in head.trace))):
                 if leg:
                     await self._delete_upstream(head.upstream, leg)
         if head.conversation and head.status in RUNNING:

@@ -14,6 +14,7 @@ import pytest
 
 from gateway.emulator import EmulatorSettings, create_emulator
 from gateway.emulator.serve import serving
+from tests.support.approvals import create, decide, issue, marker, settled
 from tests.support.provider import Call, message, provider, response
 from tests.support.stack import CANARY, UPSTREAM_KEY, Gateway, Stack
 
@@ -261,6 +262,27 @@ async def test_a_chain_stays_with_the_upstream_that_began_it(pair: Pair, store: 
         )
     assert caught.value.code == "model_not_in_chain"
     assert len(await pair.asked("west")) == before
+
+
+@pytest.mark.covers("STATE-4", "APPR-2")
+async def test_every_leg_of_a_turn_is_deleted_upstream(stack: Stack, gateway: Gateway) -> None:
+    before = len(await stack.requests())
+    one, two = marker(), marker()
+    held = await create(gateway, f"{issue(one)}\n/echo so far\n{issue(two)}")
+    for word in (one, two):
+        await decide(gateway, word)
+    done = await settled(gateway, held.json()["id"])
+    assert done["status"] == "completed"
+    asked = (await stack.requests())[before:]
+    legs = {call["body"]["previous_response_id"] for call in asked if one not in str(call["body"])}
+    assert len(legs) == 2
+    async with gateway.http() as client:
+        assert (await client.delete(f"/v1/responses/{done['id']}")).status_code == 200
+    key = {"authorization": f"Bearer {UPSTREAM_KEY}"}
+    async with httpx2.AsyncClient(trust_env=False, headers=key) as upstream:
+        for leg in legs:
+            left = await upstream.get(f"{stack.emulator_url}/v1/responses/{leg}")
+            assert left.status_code == 404
 
 
 @pytest.mark.covers("CHAIN-2")
