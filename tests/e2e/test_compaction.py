@@ -15,7 +15,16 @@ import pytest
 import redis
 
 from tests.console.conftest import Browser
-from tests.support.approvals import create, decide, issue, marker, retrieved, settled, tenancy
+from tests.support.approvals import (
+    create,
+    decide,
+    executed,
+    issue,
+    marker,
+    retrieved,
+    settled,
+    tenancy,
+)
 from tests.support.events import read_events
 from tests.support.provider import Call, frame, message, provider, response
 from tests.support.sockets import talk
@@ -240,6 +249,45 @@ async def test_a_turn_that_answers_approvals_is_not_kept_waiting_by_a_compaction
     assert doors == ("responses", "compact", "responses")
     assert "mcp_call" in types(sent[1]["input"])
     assert types(sent[2]["input"]) == ["message", "compaction", "message"]
+
+
+@pytest.mark.covers("STATE-6", "APPR-6", "APPR-7")
+@pytest.mark.parametrize("compacted", [True, False])
+async def test_an_approval_that_was_used_is_not_used_again_once_it_is_compacted(
+    gateway: Gateway, stack: Stack, compacted: bool
+) -> None:
+    """What a caller repeats of a chain is not added to it, whether the window holds it or not."""
+    word = marker()
+    tools = [{"type": "mcp", "server_label": "github"}]
+    text = [LONG, said(issue(word))] if compacted else issue(word)
+    held = await turn(gateway, text, tools=tools)
+    await decide(gateway, word)
+    first = await settled(gateway, held["id"])
+    (request,) = [one for one in first["output"] if one["type"] == "mcp_approval_request"]
+    (ran,) = [one for one in first["output"] if one["type"] == "mcp_call"]
+    second = await turn(gateway, "/echo pear", first["id"], tools=tools)
+    await stack.forget()
+    yes = {
+        "type": "mcp_approval_response",
+        "approval_request_id": request["id"],
+        "approve": True,
+    }
+    statuses: list[int] = []
+    for repeated in ([request], [ran], [request, yes], [request, yes, ran]):
+        answer = await create(
+            gateway,
+            [*repeated, said("/recall")],
+            tools=tools,
+            previous_response_id=second["id"],
+        )
+        statuses.append(answer.status_code)
+    assert statuses == [200, 200, 400, 200]
+    for _, body in await asked(stack):
+        found = types(body["input"])
+        assert found.count("mcp_call") <= (not compacted)
+        assert found.count("mcp_approval_request") <= (not compacted)
+        assert found.count("mcp_approval_response") <= (not compacted)
+    assert await executed(stack, word) == []  # since the calls were forgotten
 
 
 @pytest.mark.covers("STATE-6", "STREAM-3")
