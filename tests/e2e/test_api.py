@@ -11,7 +11,7 @@ import pytest
 
 from gateway.emulator import EmulatorSettings, create_emulator
 from gateway.emulator.serve import serving
-from tests.support.stack import OPEN_CLIENTS, UPSTREAM_KEY, Gateway, Stack
+from tests.support.stack import OPEN_CLIENTS, UPSTREAM_KEY, Gateway, Stack, upstream_entry
 
 FUNCTION: Any = {
     "type": "function",
@@ -152,12 +152,7 @@ def patient(stack: Stack) -> Iterator[Gateway]:
     """A gateway whose upstream takes its time for background turns."""
     settings = EmulatorSettings(api_keys=frozenset({UPSTREAM_KEY}), chunk_delay=0.01)
     with serving(create_emulator(settings)) as url:
-        entry = {
-            "name": "emulator",
-            "kind": "openai",
-            "base_url": url + "/v1/",
-            "auth": {"type": "api_key", "value": "env:TEST_UPSTREAM_KEY"},
-        }
+        entry = upstream_entry(url + "/v1/")
         with stack.gateway(upstreams=[entry]) as running:
             yield running
 
@@ -283,13 +278,9 @@ async def test_an_azure_upstream_is_called_as_azure_and_its_errors_stay_azures(
 ) -> None:
     settings = EmulatorSettings(api_keys=frozenset({UPSTREAM_KEY}), azure=True)
     with serving(create_emulator(settings)) as url:
-        entry = {
-            "name": "sweden",
-            "kind": "azure",
-            "base_url": url + "/openai/v1/",
-            "auth": {"type": "api_key", "value": "env:TEST_UPSTREAM_KEY"},
-            "query": {"api-version": "preview"},
-        }
+        entry = upstream_entry(
+            url + "/openai/v1/", name="sweden", kind="azure", query={"api-version": "preview"}
+        )
         with stack.gateway(upstreams=[entry]) as gateway:
             client = gateway.client()
             made = await client.responses.with_raw_response.create(

@@ -16,7 +16,7 @@ from gateway.emulator import EmulatorSettings, create_emulator
 from gateway.emulator.serve import serving
 from tests.support.approvals import create, decide, issue, marker, settled
 from tests.support.provider import Call, message, provider, response
-from tests.support.stack import CANARY, UPSTREAM_KEY, Gateway, Stack
+from tests.support.stack import CANARY, UPSTREAM_KEY, Gateway, Stack, upstream_entry
 
 UNKNOWN = "resp_" + "0" * 48
 MODEL = "gpt-4.1"
@@ -223,15 +223,7 @@ def pair(stack: Stack) -> Iterator[Pair]:
             )
             for name in ("east", "west")
         }
-        upstreams = [
-            {
-                "name": name,
-                "kind": "openai",
-                "base_url": url + "/v1/",
-                "auth": {"type": "api_key", "value": "env:TEST_UPSTREAM_KEY"},
-            }
-            for name, url in urls.items()
-        ]
+        upstreams = [upstream_entry(url + "/v1/", name=name) for name, url in urls.items()]
         east, west = ({"upstream": name, "deployment": "gpt-4.1"} for name in ("east", "west"))
         models = [
             {"name": "east-first", "routes": [east, west]},
@@ -425,12 +417,7 @@ async def test_a_chain_whose_upstream_is_gone_is_refused_with_a_reason(
     gateway: Gateway, stack: Stack, store: bool
 ) -> None:
     made = await gateway.client().responses.create(model=MODEL, input="x", store=store)
-    entry = {
-        "name": "another",
-        "kind": "openai",
-        "base_url": stack.emulator_url + "/v1/",
-        "auth": {"type": "api_key", "value": "env:TEST_UPSTREAM_KEY"},
-    }
+    entry = upstream_entry(stack.emulator_url + "/v1/", name="another")
     with stack.gateway(upstreams=[entry]) as other:
         async with other.http() as client:
             for stream in (True, False):

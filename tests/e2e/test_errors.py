@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from gateway.adapters.redis.embedded import EmbeddedValkey
 from tests.support.events import numbers, read_events
 from tests.support.provider import OPENING, Call, delta, frame, provider, response
-from tests.support.stack import Gateway, Stack
+from tests.support.stack import Gateway, Stack, upstream_entry
 
 
 def ask(text: str, *, stream: bool = False, **more: Any) -> dict[str, Any]:
@@ -118,12 +118,7 @@ async def test_a_refused_port_is_502_at_once(stack: Stack, streamed: bool) -> No
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        entry = {
-            "name": "gone",
-            "kind": "compatible",
-            "base_url": url,
-            "auth": {"type": "api_key", "value": "env:TEST_UPSTREAM_KEY"},
-        }
+        entry = upstream_entry(url, name="gone", kind="compatible")
         with stack.gateway(upstreams=[entry]) as gateway:
             async with gateway.http() as client:
                 with anyio.fail_after(30):

@@ -19,7 +19,7 @@ from gateway.emulator.serve import serving
 from tests.support.approvals import decide, issue, marker, tenancy
 from tests.support.events import read_events
 from tests.support.provider import Call, frame, message, provider, response
-from tests.support.stack import UPSTREAM_KEY, Gateway, Stack
+from tests.support.stack import UPSTREAM_KEY, Gateway, Stack, upstream_entry
 
 MODEL = "gpt-4.1"
 THINK = "/think about plums\n/echo plum"
@@ -425,13 +425,7 @@ async def moved(stack: Stack, **upstream: Any) -> AsyncIterator[tuple[Gateway, G
         for resource in ("old", "new"):
             settings = EmulatorSettings(resource=resource, api_keys=frozenset({UPSTREAM_KEY}))
             url = running.enter_context(serving(create_emulator(settings)))
-            entry = {
-                "name": "emulator",
-                "kind": "openai",
-                "base_url": url + "/v1/",
-                "auth": {"type": "api_key", "value": "env:TEST_UPSTREAM_KEY"},
-                **upstream,
-            }
+            entry = upstream_entry(url + "/v1/", **upstream)
             gateways.append(running.enter_context(stack.gateway(upstreams=[entry])))
         yield gateways[0], gateways[1], url
 
@@ -554,12 +548,7 @@ async def test_a_chain_goes_on_where_the_upstream_says_that_it_stored_nothing(
     """An organisation without data retention answers `store: false` to whoever did not ask."""
     settings = EmulatorSettings(api_keys=frozenset({UPSTREAM_KEY}), store=False)
     with serving(create_emulator(settings)) as url:
-        entry = {
-            "name": "emulator",
-            "kind": "openai",
-            "base_url": url + "/v1/",
-            "auth": {"type": "api_key", "value": "env:TEST_UPSTREAM_KEY"},
-        }
+        entry = upstream_entry(url + "/v1/")
         with stack.gateway(upstreams=[entry]) as gateway:
             async with gateway.http() as client:
                 body = {"model": MODEL, "input": "/echo plum", "stream": streamed}
@@ -584,12 +573,7 @@ async def test_approvals_go_on_where_the_upstream_says_that_it_stored_nothing(
 ) -> None:
     settings = EmulatorSettings(api_keys=frozenset({UPSTREAM_KEY}), store=False)
     with serving(create_emulator(settings)) as url:
-        entry = {
-            "name": "emulator",
-            "kind": "openai",
-            "base_url": url + "/v1/",
-            "auth": {"type": "api_key", "value": "env:TEST_UPSTREAM_KEY"},
-        }
+        entry = upstream_entry(url + "/v1/")
         sections = tenancy(stack)
         with stack.gateway(**sections, upstreams=[entry]) as gateway:
             word = marker()

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
 
+from tests.support.stack import upstream_entry
+
 SSE = "text/event-stream; charset=utf-8"
 JSON = "application/json"
 
@@ -92,13 +94,7 @@ class Provider:
 
     def settings(self, name: str = "emulator", **changes: Any) -> dict[str, Any]:
         """The gateway's entry of this upstream."""
-        return {
-            "name": name,
-            "kind": "compatible",
-            "base_url": self.url + "/v1/",
-            "auth": {"type": "api_key", "value": "env:TEST_UPSTREAM_KEY"},
-            **changes,
-        }
+        return upstream_entry(self.url + "/v1/", name=name, kind="compatible", **changes)
 
 
 @asynccontextmanager

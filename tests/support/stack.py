@@ -77,6 +77,17 @@ class Gateway:
         )
 
 
+def upstream_entry(base_url: str, **changes: Any) -> dict[str, Any]:
+    """The entry of an upstream that takes the stack's key."""
+    return {
+        "name": "emulator",
+        "kind": "openai",
+        "base_url": base_url,
+        "auth": {"type": "api_key", "value": "env:TEST_UPSTREAM_KEY"},
+        **changes,
+    }
+
+
 @dataclass
 class Stack:
     """The servers around a gateway, for a whole test session."""
@@ -112,14 +123,7 @@ class Stack:
             "server": {"lame_duck": 0, "grace_period": 1},
             "redis": self.redis(),
             "encryption": {"keys": [{"id": "k1", "value": "env:TEST_ENCRYPTION_KEY"}]},
-            "upstreams": [
-                {
-                    "name": "emulator",
-                    "kind": "openai",
-                    "base_url": self.emulator_url + "/v1/",
-                    "auth": {"type": "api_key", "value": "env:TEST_UPSTREAM_KEY"},
-                }
-            ],
+            "upstreams": [upstream_entry(self.emulator_url + "/v1/")],
             "mcp_servers": [self.mcp_server()],
             "rules": RULES,
             "tenants": [{"id": "acme"}, {"id": "rival"}],
