@@ -74,7 +74,11 @@ def approvals_router(
     """The doors to approvals."""
     return Router(
         path="/",
-        route_handlers=[*_reading(doors, approvals, pace), *_deciding(doors, approvals, grants)],
+        route_handlers=[
+            *_reading(doors, approvals, pace),
+            *_deciding(doors, approvals, grants),
+            *_changing(doors, approvals),
+        ],
     )
 
 
@@ -132,15 +136,11 @@ def _reading(doors: Doors, approvals: ApprovalService, pace: Pace) -> Sequence[H
 def _deciding(
     doors: Doors, approvals: ApprovalService, grants: Grants
 ) -> Sequence[HTTPRouteHandler]:
-    async def document(request: AnyRequest, kind: type[T]) -> tuple[T, bytes]:
-        body = await doors.body(request)
-        return _read(body or b"{}", kind, doors.max_depth), body
-
     @post("/v1/approvals/{approval_id:str}/decision", status_code=200)
     async def decide_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
         """Decide an approval; the fingerprint says that you saw this very call."""
         caller = doors.caller(request)
-        decision, body = await document(request, _Decision)
+        decision, body = await _document(doors, request, _Decision)
         key = _key(request)
         approval = await approvals.decide(
             caller,
@@ -162,7 +162,7 @@ def _deciding(
     async def decide_approvals(request: AnyRequest) -> ASGIApp:
         """Decide up to 50 approvals, each by itself."""
         caller = doors.caller(request)
-        wanted, _ = await document(request, _Decisions)
+        wanted, _ = await _document(doors, request, _Decisions)
         decisions = [
             Decision(one.id, Verdict(one.decision), one.fingerprint, one.reason)
             for one in wanted.decisions
@@ -171,11 +171,15 @@ def _deciding(
         shown = [_result(one.id, result) for one, result in zip(decisions, results, strict=True)]
         return json_answer(caller, {"object": "list", "data": shown})
 
+    return (decide_approval, decide_approvals)
+
+
+def _changing(doors: Doors, approvals: ApprovalService) -> Sequence[HTTPRouteHandler]:
     @post("/v1/approvals/{approval_id:str}/extend", status_code=200)
     async def extend_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
         """Give an approval more time."""
         caller = doors.caller(request)
-        wanted, _ = await document(request, _Extension)
+        wanted, _ = await _document(doors, request, _Extension)
         approval = await approvals.extend(
             caller, approval_id, seconds=wanted.seconds, version=_version(request)
         )
@@ -185,7 +189,7 @@ def _deciding(
     async def escalate_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
         """Ask the next approvers of the rule now."""
         caller = doors.caller(request)
-        await document(request, _Nothing)
+        await _document(doors, request, _Nothing)
         approval = await approvals.escalate(caller, approval_id, version=_version(request))
         return _one(approvals, caller, approval)
 
@@ -193,7 +197,7 @@ def _deciding(
     async def cancel_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
         """Withdraw one's own request."""
         caller = doors.caller(request)
-        wanted, _ = await document(request, _Cancellation)
+        wanted, _ = await _document(doors, request, _Cancellation)
         approval = await approvals.cancel(
             caller, approval_id, reason=wanted.reason, version=_version(request)
         )
@@ -203,18 +207,16 @@ def _deciding(
     async def reveal_approval(request: AnyRequest, approval_id: FromPath[str]) -> ASGIApp:
         """Show an approval without masks; the audit tells who asked."""
         caller = doors.caller(request)
-        await document(request, _Nothing)
+        await _document(doors, request, _Nothing)
         approval = await approvals.reveal(caller, approval_id)
         return _one(approvals, caller, approval, revealed=True)
 
-    return (
-        decide_approval,
-        decide_approvals,
-        extend_approval,
-        escalate_approval,
-        cancel_approval,
-        reveal_approval,
-    )
+    return (extend_approval, escalate_approval, cancel_approval, reveal_approval)
+
+
+async def _document(doors: Doors, request: AnyRequest, kind: type[T]) -> tuple[T, bytes]:
+    body = await doors.body(request)
+    return _read(body or b"{}", kind, doors.max_depth), body
 
 
 def _query(request: AnyRequest) -> dict[str, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 from litestar import Router, delete, get, patch, post
+from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
@@ -58,7 +60,10 @@ class _Rotate(msgspec.Struct, forbid_unknown_fields=True):
 
 def webhooks_router(doors: Doors, webhooks: WebhookEndpoints) -> Router:
     """The doors to webhook endpoints; all of them are for a tenant's admins."""
+    return Router(path="/", route_handlers=[*_keeping(doors, webhooks), *_sending(doors, webhooks)])
 
+
+def _keeping(doors: Doors, webhooks: WebhookEndpoints) -> Sequence[HTTPRouteHandler]:
     @get("/v1/webhook_endpoints")
     async def list_webhook_endpoints(request: AnyRequest) -> ASGIApp:
         """List the endpoints, those of the configuration first."""
@@ -93,6 +98,16 @@ def webhooks_router(doors: Doors, webhooks: WebhookEndpoints) -> Router:
         gone = {"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True}
         return _json(caller, gone)
 
+    return (
+        list_webhook_endpoints,
+        create_webhook_endpoint,
+        retrieve_webhook_endpoint,
+        update_webhook_endpoint,
+        delete_webhook_endpoint,
+    )
+
+
+def _sending(doors: Doors, webhooks: WebhookEndpoints) -> Sequence[HTTPRouteHandler]:
     @post("/v1/webhook_endpoints/{endpoint_id:str}/rotate_secret", status_code=200)
     async def rotate_webhook_secret(request: AnyRequest, endpoint_id: FromPath[str]) -> ASGIApp:
         """Give an endpoint a new secret; the answer alone shows it."""
@@ -142,19 +157,11 @@ def webhooks_router(doors: Doors, webhooks: WebhookEndpoints) -> Router:
         again = await webhooks.redeliver(caller, endpoint_id, delivery_id)
         return _json(caller, _show_delivery(again))
 
-    return Router(
-        path="/",
-        route_handlers=[
-            list_webhook_endpoints,
-            create_webhook_endpoint,
-            retrieve_webhook_endpoint,
-            update_webhook_endpoint,
-            delete_webhook_endpoint,
-            rotate_webhook_secret,
-            test_webhook_endpoint,
-            list_webhook_deliveries,
-            redeliver_webhook,
-        ],
+    return (
+        rotate_webhook_secret,
+        test_webhook_endpoint,
+        list_webhook_deliveries,
+        redeliver_webhook,
     )
 
 
