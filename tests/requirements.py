@@ -49,7 +49,9 @@ REQUIREMENTS: dict[str, Requirement] = {
     "STATE-2": Requirement("replayed is exactly what was produced"),
     "STATE-3": Requirement("left-out reasoning is put back"),
     "STATE-4": Requirement("encrypted at rest, TTL, deletion, cache off"),
-    "STATE-5": Requirement("one bounded repair of a refused input"),
+    "STATE-5": Requirement(
+        "one bounded repair by what was refused; what upstreams leave out is counted and shown"
+    ),
     "STATE-6": Requirement("long chains, one round trip, compaction at a threshold"),
     "STATE-7": Requirement("stateless responses are retrieved, listed, deleted, in background"),
     "MCP-1": Requirement("servers by label; narrow and tighten, never widen"),

@@ -123,7 +123,7 @@ class PrometheusMeter(Meter):
         self._repairs = Counter(
             "gateway_repairs",
             "Inputs mended once after an upstream refused them.",
-            ("upstream",),
+            ("upstream", "left_out"),
             registry=self._registry,
         )
         self._restored = Counter(
@@ -141,7 +141,7 @@ class PrometheusMeter(Meter):
         self._withheld = Counter(
             "gateway_reasoning_withheld",
             "Items that an upstream left out of the input (input_transformations).",
-            ("upstream",),
+            ("upstream", "reason"),
             registry=self._registry,
         )
 
@@ -250,12 +250,12 @@ class PrometheusMeter(Meter):
         self._child(self._tool_pins, self._server(server), outcome).inc()
 
     @override
-    def repaired(self, upstream: str) -> None:
-        self._child(self._repairs, upstream).inc()
+    def repaired(self, upstream: str, left_out: str) -> None:
+        self._child(self._repairs, upstream, left_out).inc()
 
     @override
-    def withheld(self, upstream: str, count: int) -> None:
-        self._child(self._withheld, upstream).inc(count)
+    def withheld(self, upstream: str, reason: str, count: int) -> None:
+        self._child(self._withheld, upstream, reason).inc(count)
 
     @override
     def restored(self, upstream: str, count: int) -> None:

@@ -20,6 +20,12 @@ from gateway.services.overview import Overview, TurnSheet
 from gateway.web.doors import AnyRequest
 
 _TURNS = f"{PATH}/turns"
+_LEFT_OUT: dict[str, str] = {
+    "reasoning": "its reasoning",
+    "ids": "the ids of its items",
+    "compaction": "what was compacted",
+    "include": "asking for encrypted reasoning",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +78,7 @@ def turns(desk: Desk, overview: Overview) -> list[HTTPRouteHandler]:
             "bars": bars(sheet),
             "took": took(sheet.head),
             "tokens": tokens(sheet.head.trace),
+            "left_out": _LEFT_OUT,
             "kept": views.span(sheet.kept_until - time.time()) if sheet.kept_until else "",
         }
         return desk.page(visitor, "turn.html", values)

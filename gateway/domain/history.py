@@ -134,26 +134,6 @@ def closed(items: Sequence[Kept]) -> int:
     return count
 
 
-def without_reasoning(items: Sequence[Raw], *, strip_ids: bool) -> list[Raw]:
-    """Take the reasoning out of an input, for the one repair after a refusal (STATE-5).
-
-    Args:
-        strip_ids: Also drop the ids of items that an upstream made; it would look for the
-            reasoning that belongs to them.
-    """
-    kept: list[Raw] = []
-    for item in items:
-        head = _ids.decode(item)
-        if head.type == "reasoning":
-            continue
-        if strip_ids and head.type in (None, "message", "function_call") and head.id:
-            document = parse_document(item)
-            document.pop("id", None)
-            item = raw(document)
-        kept.append(item)
-    return kept
-
-
 def resolve_references(
     items: Sequence[Item],
     place_of: Mapping[str, str],

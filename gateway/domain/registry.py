@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from gateway.domain.errors import UpstreamUnreachable
+from gateway.domain.repair import Mode
 from gateway.domain.secrets import SecretRef
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ class Upstream:
     Attributes:
         timeout: Seconds until the first byte of an answer; also the longest silence in a stream.
         repair: What one retry leaves out when the upstream refuses a reasoning blob or an item
-            id: the reasoning items, the ids too, or nothing (STATE-5).
+            id: what it refused, reasoning and ids both, or nothing (STATE-5).
     """
 
     name: str
@@ -44,7 +45,7 @@ class Upstream:
     headers: dict[str, str] = field(default_factory=dict)
     timeout: float = 600.0
     connect_timeout: float = 5.0
-    repair: Literal["strip_reasoning", "strip_ids", "off"] = "strip_reasoning"
+    repair: Mode = "strip_reasoning"
 
 
 def upstream_named(upstreams: Mapping[str, T], name: str) -> T:

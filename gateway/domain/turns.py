@@ -69,6 +69,8 @@ class TurnState(msgspec.Struct):
         conversation_id: The conversation that the gateway keeps and the turn works on, or "".
         lock: The token by which it does.
         asked: The input of a background turn's first leg, where the upstream holds the chain.
+        repaired: What was left out of the running leg's input after a refusal, or "" (STATE-5).
+        transformations: What the upstream changed in the inputs of all finished legs.
         window: The turn whose window begins the input, or "" (STATE-6).
         compacted: The compaction that this turn made.
     """
@@ -109,6 +111,8 @@ class TurnState(msgspec.Struct):
     conversation_id: str = ""
     lock: str = ""
     asked: Raw = NULL
+    repaired: str = ""
+    transformations: list[Raw] = []
     window: str = ""
     compacted: LegSummary | None = None
 
@@ -178,6 +182,8 @@ class View:
             )
             if state.usage:
                 shown["usage"] = raw(state.usage)
+            if state.transformations:
+                shown["input_transformations"] = raw(state.transformations)
             for key in ("created_at", "previous_response_id"):
                 if key in state.first and not (state.stateless and key != "created_at"):
                     shown[key] = state.first[key]

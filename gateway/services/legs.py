@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -11,9 +11,9 @@ import msgspec
 
 from gateway.domain.documents import Raw, encode, parse_array, raw
 from gateway.domain.errors import UpstreamRefused, UpstreamUnreachable
-from gateway.domain.history import without_reasoning
 from gateway.domain.ports import ByteStream, Meter, SecretSource, UpstreamAnswer, UpstreamClient
 from gateway.domain.registry import ApiKeyAuth, Upstream, upstream_named
+from gateway.domain.repair import LeftOut, cause_of, leave_out, refuses_ciphertext
 from gateway.domain.requests import ENCRYPTED_REASONING
 from gateway.domain.scrubbing import Scrubber, scrubber_of
 from gateway.domain.tools import Tools, join
@@ -21,13 +21,7 @@ from gateway.domain.turns import TurnState
 
 T = TypeVar("T")
 
-_CANNOT_VERIFY = re.compile(
-    rb"invalid_encrypted_content|encrypted content .{0,200}could not be verified"
-    rb"|provided without its required (?:following|reasoning) item"
-    rb"|Item with id '?[\w-]+'? not found",
-    re.IGNORECASE | re.DOTALL,
-)
-_NO_CIPHERTEXT = re.compile(rb"Encrypted content is not supported", re.IGNORECASE)
+logger = logging.getLogger("gateway.legs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,30 +116,45 @@ class Legs:
                 raise
             return await call(body)
         except UpstreamRefused as exc:
-            mended = await self._mend(leg, exc)
-            if mended is None:
+            found = await self._mend(leg, exc)
+            if found is None:
                 raise
-            self._meter.repaired(leg.state.upstream)
+            mended, left_out = found
+            self._note(leg.state, left_out)
             return await call(write_body(mended, tools, stream=stream))
 
-    async def _mend(self, leg: Leg, error: UpstreamRefused) -> Leg | None:
+    async def _mend(self, leg: Leg, error: UpstreamRefused) -> tuple[Leg, LeftOut] | None:
         how = self._upstreams[leg.state.upstream].repair
         if error.status_code not in (400, 404) or how == "off":
             return None
         asks = leg.state.stateless and "include" in leg.state.body
-        if asks and _NO_CIPHERTEXT.search(error.body):
-            return replace(leg, state=_without_include(leg.state))
-        if leg.input is None or not _CANNOT_VERIFY.search(error.body):
+        if asks and refuses_ciphertext(error.body):
+            return replace(leg, state=_without_include(leg.state)), "include"
+        if leg.input is None or bytes(leg.input)[:1] != b"[":
             return None
-        data = bytes(leg.input)
-        if data[:1] != b"[":
+        items = parse_array(leg.input)
+        cause = cause_of(items, error.body)
+        if cause is None:
             return None
         if leg.whole is not None:
-            data = bytes(await leg.whole())
-        items = parse_array(data)
-        kept = without_reasoning(items, strip_ids=how == "strip_ids")
-        changes = kept != items or leg.whole is not None
-        return replace(leg, input=raw(kept)) if changes else None
+            whole = parse_array(await leg.whole())
+            return replace(leg, input=raw(leave_out(whole, cause, how))), "compaction"
+        kept = leave_out(items, cause, how)
+        return (replace(leg, input=raw(kept)), cause) if kept != items else None
+
+    def _note(self, state: TurnState, left_out: LeftOut) -> None:
+        state.repaired = left_out
+        self._meter.repaired(state.upstream, left_out)
+        logger.warning(
+            "an input was refused, and sent once more without what was refused",
+            extra={
+                "request": state.request_id,
+                "after": state.parent,
+                "upstream": state.upstream,
+                "tenant": state.tenant,
+                "left_out": left_out,
+            },
+        )
 
 
 def request_id(headers: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 
 from gateway.domain.conversations import Progress, entry_of
-from gateway.domain.documents import Document, encode, parse_array, raw
+from gateway.domain.documents import Document, encode, raw
 from gateway.domain.errors import (
     Conflict,
     GatewayError,
@@ -175,9 +175,9 @@ class Recorder:
             input=_number(usage.get("input_tokens")),
             output=_number(usage.get("output_tokens")),
         )
-        withheld = response.get("input_transformations")
-        if withheld is not None and bytes(withheld)[:1] == b"[":
-            self._meter.withheld(state.upstream, len(parse_array(withheld)))
+        for leg in state.trace:
+            for reason, items in leg.withheld.items():
+                self._meter.withheld(state.upstream, reason, items)
 
     def ended(self, running: Running, status: str, *, code: str | None = None) -> None:
         """Count and log the end of a turn: ids and names, never content (OPS-1)."""

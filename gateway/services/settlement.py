@@ -29,7 +29,7 @@ from gateway.domain.ports import ApprovalStore, Meter
 from gateway.domain.rules import Effect
 from gateway.domain.scrubbing import Scrubber
 from gateway.domain.tools import Attachment, Tools
-from gateway.domain.trace import summarize
+from gateway.domain.trace import summarize, transformations_of
 from gateway.domain.turns import (
     ApprovalRequest,
     TurnState,
@@ -298,13 +298,18 @@ def _described(attachment: Attachment | None, tool: str) -> str | None:
 def _learn(running: Running, result: LegResult) -> None:
     """Carry on what is known of the chain: id, tokens, whose tools have run, what was answered."""
     state = running.state
+    changed = transformations_of(result.response)
+    state.transformations = [*state.transformations, *changed]
     summary = summarize(
         result.id,
         result.response.get("usage", NULL),
         request=running.upstream_request,
         began=running.leg_began,
         ended=time.time(),
+        repaired=state.repaired,
+        transformations=changed,
     )
+    state.repaired = ""
     state.trace.append(summary)
     facts = msgspec.structs.replace(
         state.facts,

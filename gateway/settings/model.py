@@ -29,6 +29,7 @@ from gateway.domain.registry import (
     Trust,
     Upstream,
 )
+from gateway.domain.repair import Mode
 from gateway.domain.rules import Rule, RuleSet
 from gateway.domain.secrets import SecretRef
 from gateway.domain.webhooks import RETRIES, Format, WebhookEndpoint, configured_id
@@ -175,7 +176,7 @@ class UpstreamSettings(Section):
     headers: dict[HeaderName, HeaderValue] = {}
     timeout: Duration = 600.0
     connect_timeout: Duration = 5.0
-    repair: Literal["strip_reasoning", "strip_ids", "off"] = "strip_reasoning"
+    repair: Mode = "strip_reasoning"
 
     def to_domain(self) -> Upstream:
         """Make the domain object."""

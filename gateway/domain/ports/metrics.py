@@ -50,12 +50,12 @@ class Meter(Protocol):
         """Count a change of a tool pin by what happened (MCP-5)."""
         ...
 
-    def repaired(self, upstream: str) -> None:
-        """Count an input that was mended after a refusal (STATE-5)."""
+    def repaired(self, upstream: str, left_out: str) -> None:
+        """Count an input that was mended after a refusal, by what was left out (STATE-5)."""
         ...
 
-    def withheld(self, upstream: str, count: int) -> None:
-        """Count reasoning items that an upstream silently left out (STATE-5)."""
+    def withheld(self, upstream: str, reason: str, count: int) -> None:
+        """Count reasoning items that an upstream left out, by its reason (STATE-5)."""
         ...
 
     def restored(self, upstream: str, count: int) -> None:
