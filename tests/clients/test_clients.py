@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.clients.catalog import Client, able
+from tests.clients.catalog import CLIENTS, Client, able
 from tests.clients.conftest import Run
 from tests.support.approvals import decide, executed, marker, pending, tenancy, vote
 from tests.support.stack import Gateway, Stack
@@ -235,6 +235,27 @@ async def test_three_turns_without_storing_are_one_history(
     assert [body["store"] for body in bodies] == [False] * 3
     assert not any("previous_response_id" in body for body in bodies)
     assert [shape(client, body) for body in bodies] == [
+        ["user"],
+        [*FIRST, "user"],
+        [*FIRST, *FIRST, "user"],
+    ]
+
+
+@pytest.mark.covers("STATE-3")
+@pytest.mark.parametrize(
+    ("client", "scenario"),
+    [pytest.param(client, "texts") for client in CLIENTS if client.id == "langchain-openai"],
+    ids=["langchain-openai"],
+)
+async def test_reasoning_is_put_back_for_a_client_that_keeps_texts_alone(
+    run: Run, client: Client, gateway: Gateway, stack: Stack
+) -> None:
+    await stack.forget()
+    word = marker()
+    seen = await run(gateway, word)
+    assert seen["texts"][:2] == [f"one {word}", f"two {word}"]
+    assert "reasoning: 2" in seen["texts"][2]
+    assert [shape(client, body) for body in await turns(stack)] == [
         ["user"],
         [*FIRST, "user"],
         [*FIRST, *FIRST, "user"],

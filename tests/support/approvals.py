@@ -53,7 +53,7 @@ async def pending(
 ) -> list[dict[str, Any]]:
     """Wait until approvals whose arguments hold a word are pending; oldest first."""
     async with gateway.http(key) as client:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):  # it may be a program that has yet to start
             while True:
                 listed = (await client.get("/v1/approvals", params={"limit": 100})).json()["data"]
                 found = [one for one in listed if word in one["arguments"]]

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
@@ -93,6 +93,16 @@ def three(**options):
     return {"texts": [ask(model, messages, text).text for text in THREE]}
 
 
+def texts(**options):
+    """Keep of the answers what they say, as histories of chats often do."""
+    model, messages, said = chat(**options), [], []
+    for text in [f"/think of plums\n/echo one {word}", f"/think\n/echo two {word}", "/recall"]:
+        messages.append(HumanMessage(text))
+        said.append(model.invoke(messages).text)
+        messages.append(AIMessage(said[-1]))
+    return {"texts": said}
+
+
 SCENARIOS = {
     "plain": plain,
     "stream": stream,
@@ -103,6 +113,7 @@ SCENARIOS = {
     "native": lambda: native(**CHAINED),
     "native_stateless": lambda: native(**STATELESS),
     "replay": lambda: three(**STATELESS),
+    "texts": lambda: texts(store=False),
     "chain": lambda: three(**STATELESS, **CHAINED),
 }
 
