@@ -159,8 +159,8 @@ class ResponseService:
     async def _cancel_held(self, head: TurnHead) -> bool:
         """Cancel a turn if it can be; false when it cannot, or goes on elsewhere by now."""
         batch = await self._approvals.batch(head.tenant, head.batch) if head.batch else None
-        if batch is None:
-            return False
+        if batch is None or not batch.held:
+            return batch is not None and head.status in RUNNING
         return await self._continuations.cancel(batch) or read_state(batch.held).background
 
     async def delete(self, caller: Caller, response_id: str) -> Answer:
@@ -177,6 +177,8 @@ class ResponseService:
         chain_id = head.facts.id or head.id
         await self._grants.end_chain(head.tenant, chain_id)
         await self._turns.delete(head.tenant, head.id, chain_id=chain_id)
+        if head.batch:
+            await self._approvals.forget(head.tenant, head.batch)
         body = {"id": response_id, "object": "response.deleted", "deleted": True}
         return Answer(body=encode(body))
 
@@ -187,7 +189,7 @@ class ResponseService:
                 head.tenant,
                 head.batch,
                 reason="The response was deleted by its caller.",
-                running=read_state(batch.held).background,
+                running=bool(batch.held) and read_state(batch.held).background,
             )
 
     async def _delete_upstream(self, upstream: str, response_id: str) -> None:

@@ -10,6 +10,7 @@ import anyio
 import httpx2
 import openai
 import pytest
+import redis
 
 from tests.support.approvals import (
     create,
@@ -23,6 +24,7 @@ from tests.support.approvals import (
     refused,
     retrieved,
     sent,
+    settled,
     tenancy,
     text_of,
 )
@@ -131,6 +133,35 @@ async def test_a_background_response_is_its_owners_and_goes_when_it_is_deleted(
         assert (await client.delete(f"/v1/responses/{response['id']}")).json()["deleted"]
         await upstream_is(stack, 0)
         assert (await client.get(f"/v1/responses/{response['id']}")).status_code == 404
+
+
+@pytest.mark.covers("STATE-4", "STREAM-3", "APPR-4")
+@pytest.mark.parametrize("background", [True, False], ids=["background", "held"])
+@pytest.mark.parametrize("way", ["decided", "cancelled", "deleted"])
+async def test_nothing_holds_a_turn_that_is_over_or_deleted(
+    stack: Stack, way: str, background: bool
+) -> None:
+    sections = tenancy(stack, stateless=True)
+    word = marker()
+    with stack.gateway(**sections) as gateway:
+        id_ = (await create(gateway, issue(word), background=background)).json()["id"]
+        await pending(gateway, word)
+        async with gateway.http() as client:
+            if way == "decided":
+                await decide(gateway, word)
+                assert (await settled(gateway, id_))["status"] == "completed"
+                again = await client.post(f"/v1/responses/{id_}/cancel")
+                assert again.status_code == (200 if background else 409)
+            elif way == "cancelled":
+                assert (await client.post(f"/v1/responses/{id_}/cancel")).status_code == 200
+            if way != "decided":
+                assert (await client.delete(f"/v1/responses/{id_}")).status_code == 200
+        prefix = f"gw:{{{sections['tenants'][0]['id']}}}:batch:*"
+        with redis.Redis.from_url(stack.redis_url) as store, anyio.fail_after(20):
+            while [store.hget(name, "h") for name in store.scan_iter(prefix)] != [b""] * (
+                2 if background else 1
+            ):
+                await anyio.sleep(0.01)
 
 
 @pytest.mark.covers("STREAM-3")

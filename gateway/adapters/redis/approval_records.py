@@ -126,10 +126,15 @@ class ApprovalRecords:
             open=int(fields[b"o"]),
             fence=int(fields[b"f"]),
             approvals=tuple(self.approval(tenant, found) for found in shown[1]),
-            held=self._cipher.decrypt(fields[b"h"], tenant=tenant, kind="batch.held", id=batch_id),
+            held=self._held(tenant, batch_id, fields[b"h"]),
             next_response_id=wire.text(fields.get(b"nx", b"")) or None,
             cause=cast("Abandonment", fields.get(b"w", b"").decode()),
         )
+
+    def _held(self, tenant: str, batch_id: str, sealed: bytes) -> bytes:
+        if not sealed:  # the batch is over
+            return b""
+        return self._cipher.decrypt(sealed, tenant=tenant, kind="batch.held", id=batch_id)
 
     def seal_held(self, tenant: str, batch_id: str, held: bytes) -> bytes:
         """Seal the turn that a batch holds."""

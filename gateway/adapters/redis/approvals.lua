@@ -584,9 +584,19 @@ function op.finish()
   audit('continuation.' .. ENDED[ARGV[6]], ARGV[4], 'f', b[2], 'u', ARGV[8], 'nx', ARGV[7])
   redis.call('HSET', key, 's', ARGV[6], 'nx', ARGV[7])
   redis.call('ZREM', prefix .. 'leases', ARGV[4])
+  if ARGV[6] == 'done' then redis.call('HSET', key, 'h', '') end -- the turn is on record, or held anew
   -- Nothing ran, so the same answers may be claimed and sent once more.
   if ARGV[6] == 'ready' then set_ready(ARGV[4], key, tonumber(ARGV[9])) end
   touched(b[3])
+  return 1
+end
+
+local OVER = { done = true, failed = true, abandoned = true }
+
+-- id. What is over needs its turn no more.
+function op.forget()
+  local key = batch_key(ARGV[4])
+  if OVER[redis.call('HGET', key, 's')] then redis.call('HSET', key, 'h', '') end
   return 1
 end
 

@@ -324,6 +324,11 @@ class RedisApprovalStore(ApprovalStore):
 
     @override
     @store_errors
+    async def forget(self, tenant: str, batch_id: str) -> None:
+        await self._call("forget", tenant, batch_id)
+
+    @override
+    @store_errors
     async def finish(
         self,
         tenant: str,

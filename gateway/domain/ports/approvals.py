@@ -227,6 +227,10 @@ class ApprovalStore(Protocol):
         """
         ...
 
+    async def forget(self, tenant: str, batch_id: str) -> None:
+        """Delete the turn that a batch holds, unless it may still go on (STATE-4)."""
+        ...
+
     async def finish(
         self,
         tenant: str,
@@ -240,6 +244,7 @@ class ApprovalStore(Protocol):
     ) -> bool:
         """End a claim as `done`, `failed` or `indeterminate`, or give it back as `ready`.
 
+        What is `done` holds its turn no more: that is on record, or held by the next batch.
         `ready` is for a continuation of which nothing ran: it may be claimed once more, and its
         job comes after `delay` seconds.
         `upstream_request` is the upstream's own id of the request that was sent, for the audit.
