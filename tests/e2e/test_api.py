@@ -11,6 +11,7 @@ import pytest
 
 from gateway.emulator import EmulatorSettings, create_emulator
 from gateway.emulator.serve import serving
+from tests.support.events import numbers, read_events
 from tests.support.stack import OPEN_CLIENTS, UPSTREAM_KEY, Gateway, Stack, upstream_entry
 
 FUNCTION: Any = {
@@ -183,6 +184,11 @@ async def test_a_native_background_response_can_be_cancelled_twice(patient: Gate
     assert (await client.responses.cancel(begun.id)).status == "cancelled"
     assert (await client.responses.cancel(begun.id)).status == "cancelled"
     assert (await client.responses.retrieve(begun.id)).status == "cancelled"
+    done = await client.responses.create(model="gpt-4.1", input="/echo done", background=True)
+    with anyio.fail_after(30):
+        while (found := await client.responses.retrieve(done.id)).status != "completed":
+            await anyio.sleep(0.01)
+    assert await client.responses.cancel(done.id) == found  # what is over stays what it is
 
 
 @pytest.mark.covers("API-1", "STREAM-3")
@@ -203,6 +209,13 @@ async def test_a_native_background_stream_is_resumed_after_a_cursor(patient: Gat
     seen += [event async for event in rest]
     assert [event.sequence_number for event in seen] == list(range(len(seen)))
     assert seen[-1].type == "response.completed"
+    async with patient.http() as http:
+        path = f"/v1/responses/{created.response.id}?stream=true&include_obfuscation=false"
+        whole = (await http.get(path)).content
+        for after in (0, 5, len(seen) - 2):
+            part = (await http.get(f"{path}&starting_after={after}")).content
+            assert whole.endswith(part)
+            assert numbers(read_events(part)) == list(range(after + 1, len(seen)))
 
 
 @pytest.mark.covers("API-2")

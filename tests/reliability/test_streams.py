@@ -257,7 +257,8 @@ async def test_slow_readers_cost_bounded_memory_and_nobody_elses_time(site: Site
         kb_per_slow=round(per_slow / 1024),
         mb_taken_per_slow=round(taken / SLOW / 2**20, 1),
         round_ms_alone=round(statistics.median(alone) * 1000, 1),
-        round_ms_beside_slow=round(statistics.median(beside) * 1000, 1),
+        round_ms_while_buffers_fill=round(statistics.median(beside[: ROUNDS // 2]) * 1000, 1),
+        round_ms_beside_slow=round(statistics.median(beside[ROUNDS // 2 :]) * 1000, 1),
     )
     assert per_quick < MOST_PER_QUICK
     assert per_slow < MOST_PER_SLOW
