@@ -9,11 +9,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from tests.clients.catalog import Client
@@ -175,10 +176,66 @@ def pypi() -> Pypi:
     return Pypi()
 
 
+class Programs:
+    """The scripts in Python, each ready to run: see `scripts/each.py`."""
+
+    def __init__(self) -> None:
+        self._ready: dict[tuple[str, str], subprocess.Popen[str]] = {}
+
+    async def run(self, python: str, script: str, **wanted: Any) -> tuple[int, str, str]:
+        """Run a script; return its status, its output and its errors."""
+        program = self._ready.get((python, script)) or self._start(python, script)
+        try:
+            line = await anyio.to_thread.run_sync(_ask, program, wanted, abandon_on_cancel=True)
+        except BaseException:
+            program.kill()  # its answer would be taken for that of the next
+            raise
+        answer = json.loads(line)
+        return answer["status"], answer["out"], answer["err"]
+
+    def _start(self, python: str, script: str) -> subprocess.Popen[str]:
+        program = self._ready[python, script] = subprocess.Popen(
+            [python, SCRIPTS / "each.py", SCRIPTS / script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=_environment(),
+        )
+        return program
+
+    def end(self) -> None:
+        """End them all."""
+        for program in self._ready.values():
+            with program:
+                program.kill()
+
+
+def _ask(program: subprocess.Popen[str], wanted: dict[str, Any]) -> str:
+    assert program.stdin is not None
+    assert program.stdout is not None
+    program.stdin.write(json.dumps(wanted) + "\n")
+    program.stdin.flush()
+    return program.stdout.readline()
+
+
+def _environment() -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]}
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Programs]:
+    """The programs of a module, which end with it."""
+    running = Programs()
+    yield running
+    running.end()
+
+
 @pytest.fixture
-def run(client: Client, scenario: str, npm: Npm, pypi: Pypi, tmp_path: Path) -> Run:
+def run(
+    client: Client, scenario: str, npm: Npm, pypi: Pypi, programs: Programs, tmp_path: Path
+) -> Run:
     """Run the scenario with the client as a program of its own."""
-    environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]}
+    environment: dict[str, str] = {}
     if client.offline:
         ((package, version),) = client.packages.items()
         modules = npm.install(package, version, megabytes=404)
@@ -188,25 +245,30 @@ def run(client: Client, scenario: str, npm: Npm, pypi: Pypi, tmp_path: Path) -> 
         environment["CLIENT_MODULES"] = str(npm.locked(client.lock))
     else:
         program = str(pypi.locked(client.lock)) if client.lock else sys.executable
-    command = [program, str(SCRIPTS / client.script)]
 
     async def run(gateway: Gateway, word: str = "") -> Any:
-        port = gateway.url.rpartition(":")[2]
-        before = [sys.executable, str(OFFLINE), port] if client.offline else []
+        arguments = [scenario, word, *client.arguments]
+        given = {
+            **environment,
+            "GATEWAY_URL": gateway.url,
+            "GATEWAY_KEY": gateway.keys["caller"],
+            "CODEX_SETTINGS": CODEX_SETTINGS.replace("https://gateway.example.com", gateway.url),
+        }
         with anyio.fail_after(SECONDS):
-            done = await anyio.run_process(
-                [*before, *command, scenario, word, *client.arguments],
-                check=False,
-                env={
-                    **environment,
-                    "GATEWAY_URL": gateway.url,
-                    "GATEWAY_KEY": gateway.keys["caller"],
-                    "CODEX_SETTINGS": CODEX_SETTINGS.replace(
-                        "https://gateway.example.com", gateway.url
-                    ),
-                },
-            )
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
-        return json.loads(done.stdout.splitlines()[-1])
+            if client.language == "python" and not client.offline:
+                status, out, err = await programs.run(
+                    program, client.script, arguments=arguments, environment=given
+                )
+            else:
+                port = gateway.url.rpartition(":")[2]
+                before = [sys.executable, str(OFFLINE), port] if client.offline else []
+                done = await anyio.run_process(
+                    [*before, program, str(SCRIPTS / client.script), *arguments],
+                    check=False,
+                    env=_environment() | given,
+                )
+                status, out, err = done.returncode, done.stdout.decode(), done.stderr.decode()
+        assert status == 0, err[-3000:]
+        return json.loads(out.splitlines()[-1])
 
     return run
