@@ -22,7 +22,7 @@ from gateway.domain.identity import hash_key, new_key
 from gateway.settings import Settings
 
 HOST = "127.0.0.1"
-_START_SECONDS = 30.0
+_START_SECONDS = 120.0
 _READY = re.compile(r"ready on (http://\S+)")
 _MCP_AUTH = "GATEWAY_DEV_MCP_AUTH"
 _EMULATOR_KEY = "GATEWAY_DEV_EMULATOR_KEY"

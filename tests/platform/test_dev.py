@@ -43,7 +43,7 @@ class Dev:
         self._all_printed.set()
 
     def await_banner(self) -> None:
-        assert self._all_printed.wait(60)
+        assert self._all_printed.wait(150)
         assert self.process.poll() is None, "\n".join(self.lines)
 
     @property
