@@ -60,7 +60,8 @@ async def test_background_is_polled(slow: Provider) -> None:
             found = (await slow.get(f"responses/{created['id']}")).json()
             if found["status"] != seen[-1]:
                 seen.append(found["status"])
-    assert seen == ["queued", "in_progress", "completed"]
+    # A poll may be too slow to meet it in progress.
+    assert seen in (["queued", "completed"], ["queued", "in_progress", "completed"])
     assert text_of(found).startswith("Hello!")
 
 
