@@ -230,7 +230,7 @@ async def malformed(stack: Stack, kind: str) -> AsyncIterator[httpx2.Response]:
 
 
 @pytest.mark.covers("API-5")
-@pytest.mark.parametrize("kind", ["response.created", "response.output_item.done"])
+@pytest.mark.parametrize("kind", ["response.completed", "response.output_item.done"])
 async def test_a_malformed_frame_that_matters_ends_the_stream_with_an_error(
     stack: Stack, kind: str
 ) -> None:
