@@ -23,7 +23,7 @@ from gateway.domain.errors import BadRequest, Forbidden, GatewayError, NotFound,
 from gateway.domain.grants import BoundTo, Scope
 from gateway.domain.identity import Role
 from gateway.domain.lists import natural
-from gateway.domain.masking import mask_prose
+from gateway.domain.masking import Masked, mask_prose
 from gateway.services.approvals import ApprovalService
 from gateway.services.audit import AuditService
 from gateway.services.grants import Wanted
@@ -59,7 +59,7 @@ class ApprovalRoom:
         if decision not in set(Verdict):
             raise BadRequest("There is no such decision.", param="decision")
         approval = await self._approvals.retrieve(visitor.caller, approval_id)
-        values = {**self._values(visitor, approval), "decision": decision}
+        values = {**self._values(visitor, approval, approval.masked), "decision": decision}
         return self._desk.page(visitor, "confirm.html", values)
 
     async def decide(self, request: AnyRequest, approval_id: str) -> Page:
@@ -165,11 +165,12 @@ class ApprovalRoom:
     ) -> Page:
         typed = form or {}
         said = await self._overview.asked(visitor.caller, approval)
-        whole = revealed or not approval.masked.places
+        masked = None if revealed else approval.masked
+        whole = masked is None or not masked.places
         values = {
-            **self._values(visitor, approval, revealed=revealed),
+            **self._values(visitor, approval, masked),
             "before": await self._before(visitor, approval),
-            "said": said and (said if revealed else mask_prose(said, approval.masked)),
+            "said": said and (said if masked is None else mask_prose(said, masked)),
             "audits": views.may_audit(visitor),
             "offers": views.offers(approval) if whole else [],
             "lives": views.lives(approval),
@@ -183,12 +184,12 @@ class ApprovalRoom:
         return self._desk.page(visitor, "approval.html", values, problem=problem)
 
     def _values(
-        self, visitor: Visitor, approval: Approval, *, revealed: bool = False
+        self, visitor: Visitor, approval: Approval, masked: Masked | None
     ) -> dict[str, object]:
         now = time.time()
         shown = Ticket(approval.version, approval.fingerprint)
         subject = visitor.caller.principal.subject
-        sheet = views.sheet(approval, now, subject, revealed=revealed)
+        sheet = views.sheet(approval, now, subject, masked)
         may = self._approvals.may_decide(visitor.caller, approval) and not sheet.voted
         return {
             "room": "inbox",

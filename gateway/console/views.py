@@ -13,7 +13,7 @@ from gateway.domain.documents import encode
 from gateway.domain.errors import Unprocessable
 from gateway.domain.grants import Scope
 from gateway.domain.identity import Role
-from gateway.domain.masking import mask
+from gateway.domain.masking import Masked, mask
 
 PAGE = 25
 """Approvals on one page of the inbox."""
@@ -145,14 +145,13 @@ def line(approval: Approval, now: float, *, decidable: bool) -> Line:
     )
 
 
-def sheet(approval: Approval, now: float, subject: str, *, revealed: bool) -> Sheet:
+def sheet(approval: Approval, now: float, subject: str, masked: Masked | None) -> Sheet:
     """Say what an approval's page shows to that visitor.
 
     Args:
-        revealed: Nothing is masked.
+        masked: The approval's arguments; `None` where nothing is to be masked.
     """
-    masked = () if revealed else approval.masked.places
-    approval = approval if revealed else approval.shown
+    approval = approval if masked is None else approval.shown(masked)
     left = approval.expires_at - now
     return Sheet(
         approval=approval,
@@ -160,7 +159,7 @@ def sheet(approval: Approval, now: float, subject: str, *, revealed: bool) -> Sh
         left=span(left),
         urgent=left < _URGENT,
         arguments=read_arguments(approval.arguments),
-        masked=masked,
+        masked=() if masked is None else masked.places,
         after_timeout=_AFTER_TIMEOUT[approval.on_timeout],
         voted=subject in approval.votes,
         missing=approval.quorum - len(approval.votes),
@@ -189,7 +188,7 @@ def compare(earlier: Approval, approval: Approval, now: float) -> Before:
     """Say how the arguments differ from those of an earlier call; what is masked, only that."""
     old, new = _values(earlier.arguments), _values(approval.arguments)
     old_shown = _values(mask(earlier.arguments, (*earlier.redact, *approval.redact)).text)
-    new_shown = _values(approval.shown.arguments)
+    new_shown = _values(approval.masked.text)
     changes = []
     if old is not None and new is not None and old_shown is not None and new_shown is not None:
         changes = [

@@ -179,9 +179,12 @@ class Approval:
         """The arguments as they are shown to who decides."""
         return mask(self.arguments, self.redact)
 
-    @property
-    def shown(self) -> Approval:
-        """The approval as it is shown to who decides: arguments masked, wherever they stand."""
+    def shown(self, masked: Masked) -> Approval:
+        """Write the approval as who decides sees it: arguments masked, wherever they stand.
+
+        Args:
+            masked: Its own `masked`, which is worth reading once.
+        """
         revision = self.revision and mask(self.revision, self.redact).text
 
         def told(reason: str | None) -> str | None:
@@ -191,7 +194,7 @@ class Approval:
 
         return replace(
             self,
-            arguments=self.masked.text,
+            arguments=masked.text,
             revision=revision,
             reason=told(self.reason),
             history=tuple(replace(line, reason=told(line.reason)) for line in self.history),

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.domain.pointers import names_of, pointer_to
+
 SIGN = "⟦masked, "
 """How each mask begins."""
 
@@ -65,7 +67,7 @@ def mask(arguments: str, redact: Sequence[str]) -> Masked:
     """
     if not redact and "\\" not in arguments and _SECRET.search(arguments) is None:
         return Masked(arguments)
-    writer = _Writer(arguments, [_parts(pointer) for pointer in redact])
+    writer = _Writer(arguments, [names_of(pointer) for pointer in redact])
     try:
         return writer.write()
     except (ValueError, IndexError, RecursionError):
@@ -97,10 +99,6 @@ def _mask(length: int) -> str:
 def _of_match(match: re.Match[str]) -> str:
     before = match["before"] or ""
     return before + _mask(len(match.group()) - len(before))
-
-
-def _parts(pointer: str) -> tuple[str, ...]:
-    return tuple(part.replace("~1", "/").replace("~0", "~") for part in pointer[1:].split("/"))
 
 
 class _Writer:
@@ -176,8 +174,7 @@ class _Writer:
 
     def _put(self, masked: str, path: tuple[str, ...]) -> None:
         self._out.append(masked)
-        names = (_SECRET.sub(_of_match, part) for part in path)
-        self._places["".join(f"/{_escape(name)}" for name in names)] = None
+        self._places[pointer_to(_SECRET.sub(_of_match, part) for part in path)] = None
 
     def _sign(self, at: int, sign: str) -> int:
         if self._text[at] != sign:
@@ -201,10 +198,6 @@ def _leaves(value: Any) -> Iterator[str]:
             yield from _leaves(inner)
     elif not isinstance(value, bool | None) and len(said := str(value).strip()) >= _SHORTEST:
         yield said
-
-
-def _escape(part: str) -> str:
-    return part.replace("~", "~0").replace("/", "~1")
 
 
 def _points_to(pointer: tuple[str, ...], path: tuple[str, ...]) -> bool:

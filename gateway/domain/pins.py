@@ -24,6 +24,7 @@ import rfc8785
 from gateway.domain.calls import UNANNOTATED, Annotations, PinStatus
 from gateway.domain.documents import NULL, Raw, depth_exceeds, encode, raw
 from gateway.domain.errors import Conflict
+from gateway.domain.pointers import pointer_to
 from gateway.domain.registry import McpServer, PinMode
 
 MOST_TOOLS = 1000
@@ -393,7 +394,7 @@ _ABSENT = object()
 def _compare(path: str, old: Any, new: Any) -> Iterable[Difference]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            inner = f"{path}/{key.replace('~', '~0').replace('/', '~1')}"
+            inner = path + pointer_to([key])
             yield from _compare(inner, old.get(key, _ABSENT), new.get(key, _ABSENT))
     elif _text(old) != _text(new):
         yield Difference(path, _text(old), _text(new))

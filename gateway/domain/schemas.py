@@ -16,6 +16,7 @@ import jsonschema_rs
 import msgspec
 
 from gateway.domain.documents import NULL, Raw, depth_exceeds
+from gateway.domain.pointers import names_of
 from gateway.domain.rules import RuleError, parse_arguments
 
 MOST_STEPS = 2000
@@ -147,8 +148,7 @@ def _steps(node: Any, root: Any, within: tuple[str, ...]) -> int:
 
 def _resolved(root: Any, target: str) -> Any:
     node = root
-    for name in target.split("/")[1:]:
-        key = name.replace("~1", "/").replace("~0", "~")
+    for key in names_of(target):
         if isinstance(node, list) and _INDEX.fullmatch(key) and int(key) < len(node):
             node = node[int(key)]
         elif isinstance(node, dict) and key in node:

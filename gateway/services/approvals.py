@@ -249,7 +249,7 @@ class ApprovalService:
         actor = caller.principal
         approval = await self._decidable(caller, approval_id)
         told = _reason(approval, verdict, reason, revision)
-        if grant is not None and not sees_all(caller, approval):
+        if grant is not None and not _sees_all(caller, approval):
             raise Forbidden(
                 "Arguments of this call are masked for you: decide it alone, without a grant.",
                 code="masked_arguments",
@@ -452,7 +452,7 @@ class ApprovalService:
         return approval
 
 
-def sees_all(caller: Caller, approval: Approval) -> bool:
+def _sees_all(caller: Caller, approval: Approval) -> bool:
     """Tell whether nothing of the arguments is masked, or the caller may see it nonetheless."""
     return caller.principal.has(Role.REVEALER) or not approval.masked.places
 

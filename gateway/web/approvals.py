@@ -327,9 +327,10 @@ def _show(
 ) -> dict[str, object]:
     may = approvals.may_decide(caller, approval)
     ahead = approval.escalate[approval.level :]
-    masked: Sequence[str] = ()
+    places: Sequence[str] = ()
     if not revealed:
-        masked, approval = approval.masked.places, approval.shown
+        masked = approval.masked
+        places, approval = masked.places, approval.shown(masked)
     return {
         "id": approval.id,
         "object": "approval",
@@ -353,7 +354,7 @@ def _show(
             "pin": approval.definition_hash or None,
         },
         "arguments": approval.arguments,
-        "masked": masked,
+        "masked": places,
         "fingerprint": approval.fingerprint,
         "policy": {
             "rule": approval.rule,

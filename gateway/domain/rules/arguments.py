@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 from typing_extensions import override
 
 from gateway.domain.documents import depth_exceeds
+from gateway.domain.pointers import names_of
 from gateway.domain.rules.model import RuleError
 
 MAX_BYTES = 64 * 1024
@@ -131,8 +132,7 @@ class Pointer:
             raise ValueError('must be a JSON pointer such as "/amount"')
         if _BAD_ESCAPE.search(text):
             raise ValueError("'~' must be written ~0, and '/' in a name ~1")
-        parts = (part.replace("~1", "/").replace("~0", "~") for part in text[1:].split("/"))
-        return cls(text, tuple(parts))
+        return cls(text, names_of(text))
 
     @override
     def __str__(self) -> str:
